@@ -13,7 +13,7 @@ tells how fast the loss grows as that parameter grows, its *gradient*; we move e
 other way, and go on to the next name. That is *training*.
 
 Part I is the whole algorithm, that of Andrej Karpathy's microgpt, with the same results to the last
-digits. Part II, which Part I does not need, is comfort: options, checkpoints, pictures, processes.
+digits. What comes after it is comfort: options, checkpoints, pictures, several processes.
 """
 
 # %% Part I, chapter 1: Data ----------------------------------------------------------------------
@@ -72,6 +72,7 @@ class Value:
     """
     __slots__ = ('data', 'grad', 'op', 'inputs', 'birth')  # makes objects smaller and faster
     births = itertools.count()                             # a clock: counts every Value ever made
+
     def __init__(self, data, op='', *inputs):
         self.data, self.grad = data, 0.0
         self.op, self.inputs = op, inputs
@@ -86,8 +87,10 @@ class Value:
         other = other if isinstance(other, Value) else Value(other)
         return Value(self.data * other.data, '*', ((self, other), (other.data, self.data)))
     def __pow__(self, n):
-        if isinstance(n, Value): return (self.log() * n).exp()
-        return Value(self.data ** n, f'**{n}', ((self,), (n * self.data ** (n - 1),)))
+        if not isinstance(n, Value):
+            return Value(self.data ** n, f'**{n}', ((self,), (n * self.data ** (n - 1),)))
+        power, slope = self.data ** n.data, n.data * self.data ** (n.data - 1)
+        return Value(power, '**', ((self, n), (slope, power * math.log(self.data))))
     def exp(self): return Value(math.exp(self.data), 'exp', ((self,), (math.exp(self.data),)))
     def log(self): return Value(math.log(self.data), 'log', ((self,), (1 / self.data,)))
     def relu(self): return Value(max(self.data, 0.0), 'relu', ((self,), (float(self.data > 0),)))
@@ -103,15 +106,11 @@ class Value:
 
     def graph(self):
         """This Value and all that it was computed from, without the leaves, youngest first."""
-        found, seen, groups = set(), set(), [(self,)]
-        for group in groups:                           # the list grows while we walk along it
-            for value in group:
-                if value.inputs and value not in found:
-                    found.add(value)
-                    for values, _ in value.inputs:     # In chapter 4 many Values share a list of
-                        if id(values) not in seen:     # inputs; one look at it is enough.
-                            seen.add(id(values))
-                            groups.append(values)
+        found, new = set(), {self} if self.inputs else set()
+        while new:                                     # back and back, until there is nothing new
+            found |= new
+            behind = set().union(*[values for value in new for values, _ in value.inputs])
+            new = {value for value in behind - found if value.inputs}
         return sorted(found, key=attrgetter('birth'), reverse=True)
 
     def backward(self):
@@ -121,10 +120,10 @@ class Value:
             value.grad = 0.0
         self.grad += 1.0                               # += because it may itself be a leaf
         for value in graph:
-            if value.grad:                             # zero would hand on nothing but zeros
+            if grad := value.grad:                     # zero would hand on nothing but zeros
                 for values, slopes in value.inputs:
                     for source, slope in zip(values, slopes):
-                        source.grad += slope * value.grad
+                        source.grad += slope * grad
 
 # %% Part I, chapter 4: Values with many inputs ---------------------------------------------------
 # A model is mostly weighted sums, w1 * x1 + w2 * x2 + ... + w16 * x16. The operators above would
@@ -248,7 +247,7 @@ def attention(x, model, layer, heads):
         scores = linear(query[part], keys)             # (positions,)
         # n products of random sign cancel in part: their sum is some sqrt(n) in size. Undivided, it
         # would drive one weight to 1, the rest to 0; there softmax is flat: no slope to learn by.
-        weights = softmax([score / math.sqrt(head_dim) for score in scores])
+        weights = softmax([score / head_dim ** 0.5 for score in scores])
         kept_weights.append(numbers(weights))
         columns = list(zip(*values))                   # (head_dim, positions): values, transposed
         found += linear(weights, columns)              # (head_dim,): the weighted mean of values
@@ -310,7 +309,6 @@ def document_gradients(model, config, tokens):
 class Adam:
     """m and v (in statistics: moments) of each of params, a list of Values; and the steps made."""
     beta1, beta2, eps = 0.85, 0.99, 1e-8       # taste; eps only prevents dividing by zero
-
     def __init__(self, params):
         self.params, self.m, self.v, self.step = params, [0.0] * len(params), [0.0] * len(params), 0
 
@@ -321,7 +319,7 @@ class Adam:
         self.v = [b2 * v + (1 - b2) * g * g for v, g in zip(self.v, gradients)]
         m_share, v_share = 1 - b1 ** self.step, 1 - b2 ** self.step
         for p, m, v in zip(self.params, self.m, self.v):
-            p.data -= rate * (m / m_share) / (math.sqrt(v / v_share) + eps)
+            p.data -= rate * (m / m_share) / ((v / v_share) ** 0.5 + eps)
 
 # %% Part I, chapter 10: Training -----------------------------------------------------------------
 # A document, its gradients, a small step; a thousand times. The rate falls to zero meanwhile: long
@@ -385,8 +383,8 @@ def run(path='input.txt', steps=1000, samples=20, seed=42, config=Config()):
 
 # %% Part II, chapter 13: Options -----------------------------------------------------------------
 # A table of all options: name, group (with a star if checkpoints keep it), default, type, help.
-import argparse, array, collections, contextlib, csv, datetime, hashlib, json, multiprocessing, operator, os
-import shutil, signal, statistics, struct, sys, threading, time, types, unicodedata
+import argparse, array, collections, contextlib, csv, datetime, hashlib, json, multiprocessing
+import operator, os, shutil, signal, statistics, struct, sys, threading, time, types, unicodedata
 from multiprocessing.connection import wait
 
 class Problem(argparse.ArgumentTypeError): """What the user can mend: a line, an exit status."""
@@ -503,7 +501,6 @@ def check(text, chars):
 # A checkpoint is a safetensors file: length of the header, header, numbers. Its metadata hold all
 # that it takes to go on, and a SHA-256 of the whole file, computed with NO_HASH in its place.
 NO_HASH, VERSION = b'0' * 64, 'microgpt 1'
-
 def layout(settings, chars):
     """The header's entry of each tensor, in the order of the numbers, and their size in bytes."""
     entries, end = {}, 0
