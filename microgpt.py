@@ -12,8 +12,8 @@ The *loss* says how surprised it was by the letter that really came. For every p
 tells how fast the loss grows as that parameter grows, its *gradient*; we move each a little the
 other way, and go on to the next name. That is *training*.
 
-Part I is the whole algorithm, that of Andrej Karpathy's microgpt, with the same results to the last
-digits. What comes after it is comfort: options, checkpoints, pictures, several processes.
+Part I is the whole algorithm, that of Andrej Karpathy's microgpt, with the same results up to
+rounding; then comes comfort. Numbers marked "taste" or "any" may be others; the rest must be so.
 """
 
 # %% Part I, chapter 1: Data ----------------------------------------------------------------------
@@ -79,7 +79,8 @@ class Value:
         self.birth = next(Value.births)
 
     def __repr__(self): return f'Value(data={self.data}, grad={self.grad})'
-    # All operations have one shape: Value(result, name, (inputs, their slopes)).
+    # All operations have one shape: Value(result, name, (inputs, their slopes)). (The slopes of
+    # a ** n are n * a ** (n - 1) by a and a ** n * log(a) by n.)
     def __add__(self, other):
         other = other if isinstance(other, Value) else Value(other)
         return Value(self.data + other.data, '+', ((self, other), (1.0, 1.0)))
@@ -154,13 +155,13 @@ def total(x):
 # A token is a mere place in the alphabet: c is not twice b. So each token gets a list of n_embd
 # numbers to describe it, its *embedding*, and so does each position. Nobody writes these lists: all
 # parameters are drawn at random, and training makes sense of them (one number may come to say
-# "vowel"). At random, because equal rows would compute the same, be corrected alike, and stay
-# equal; small, so that all predictions are about even at first. Their names are those of GPT-2:
+# "vowel"). At random, because sums with equal weights would find the same, be corrected alike, and
+# stay equal; small, so that all predictions are about even at first. Their customary names:
 #     wte, wpe        word token embedding, word position embedding: a row for each token, place
 #     lm_head         language model head: a row for each token, which scores it as the next one
 #     attn_wq/k/v/o   in each layer, for attention (chapter 7): query, key, value, output
-#     mlp_fc1, _fc2   in each layer, for the MLP (chapter 7): "multi-layer perceptron", and "fully
-#                     connected", which are old words for weighted sums of weighted sums
+#     mlp_fc1, _fc2   in each layer, for the MLP (chapter 7), "multi-layer perceptron", an old name;
+#                     "fully connected": each result is a weighted sum of all the inputs
 class Config(NamedTuple):
     """The sizes of a model, a matter of taste: larger learns more and takes longer."""
     n_layer: int = 1       # layers of attention and MLP, each refining the work of the one before
@@ -246,7 +247,7 @@ def attention(x, model, layer, heads):
         values.append(value[part])                     # seen: it is not in these lists yet
         scores = linear(query[part], keys)             # (positions,)
         # n products of random sign cancel in part: their sum is some sqrt(n) in size. Undivided, it
-        # would drive one weight to 1, the rest to 0; there softmax is flat: no slope to learn by.
+        # could drive one weight to 1, the rest to 0; there softmax is flat: no slope to learn by.
         weights = softmax([score / head_dim ** 0.5 for score in scores])
         kept_weights.append(numbers(weights))
         columns = list(zip(*values))                   # (head_dim, positions): values, transposed
@@ -313,7 +314,7 @@ class Adam:
         self.params, self.m, self.v, self.step = params, [0.0] * len(params), [0.0] * len(params), 0
 
     def update(self, gradients, rate):
-        """One step: change the data of each parameter by about `rate` at the most."""
+        """One step: change the data of each parameter, mostly by `rate` or less."""
         b1, b2, eps, self.step = self.beta1, self.beta2, self.eps, self.step + 1
         self.m = [b1 * m + (1 - b1) * g for m, g in zip(self.m, gradients)]
         self.v = [b2 * v + (1 - b2) * g * g for v, g in zip(self.v, gradients)]
@@ -328,7 +329,7 @@ def train(adam, gradients_at, steps, learning_rate=0.01, decay=lambda progress: 
     """Train until `steps` steps are made; a generator of (step, loss) after each of them.
     gradients_at: a function of the number of steps made, which returns a loss and its gradients."""
     collecting = gc.isenabled()
-    gc.disable()                       # Python would keep searching for garbage that is not there
+    gc.disable()                       # it looks for reference cycles; Values never form one
     try:
         while adam.step < steps:
             rate = learning_rate * decay(adam.step / steps)
@@ -437,7 +438,6 @@ OPTIONS = {name: row for name, *row in (
     ('novel', 'sampling*', False, bool, 'no name of the data'),
     ('inspect', 'pictures', None, TEXT, 'what the model makes of a text'),
     ('chart', 'pictures', False, bool, 'losses, even if not on a terminal'))}
-DEFAULTS = {name: default for name, (_, default, *_) in OPTIONS.items()}
 KEPT = {name: default for name, (group, default, *_) in OPTIONS.items() if '*' in group}
 
 def parse(argv):
@@ -566,8 +566,7 @@ def graphviz(value, limit=2000):
     """The graph behind a Value as Graphviz DOT text, leaves as boxes (ValueError above limit)."""
     edges = [(source, result) for result in value.graph()[::-1]
              for values, _ in result.inputs for source in values]
-    values = dict.fromkeys([v for edge in edges for v in edge] + [value])
-    ids = {v: i for i, v in enumerate(values)}
+    ids = {v: i for i, v in enumerate(dict.fromkeys([*itertools.chain(*edges), value]))}
     if len(ids) > limit: raise ValueError(f'{len(ids)} nodes are too many to draw: {limit} at most')
     nodes = [f'  {i} [label="{v.op or "leaf"}\\ndata {v.data:.4g}\\ngrad {v.grad:.4g}"' +
              ', shape=box, style=filled' * (not v.inputs) + '];' for v, i in ids.items()]
@@ -590,15 +589,17 @@ def picture(model, config, chars, text, size=80, blocks=True, colour=False):
     bits = [-math.log2(p[real] or 5e-324) for p, real in zip(predictions, tokens[1:])]
     shades, n = '·░▒▓█' if blocks else '.:+#@', len(predictions)
     wide = max(cells(names[token]) for token in tokens)
-    room = max(0, (size - 2 * wide - 22) // 3 - wide - 6)
+    column = max(4, wide)
+    best = max(1, min(3, (size - 2 * column - 13) // (wide + 5)))
+    room = (size - 2 * column - 13) // best - wide - 6
     yield f'{names[-1]} stands for BOS' + f'; cut to {n} of {len(text) + 1} rows' * (n <= len(text))
-    yield f'{"read":>{wide + 4}}{"next":>{wide + 5}}      p  bits  likeliest'
+    yield f'{"read":>{column}} {"next":>{column}}     p  bits  likeliest'
     for read, real, p, surprise in zip(tokens, tokens[1:], predictions, bits):
-        line = right(names[read], wide + 4) + right(names[real], wide + 5)
-        line += f'{p[real]:7.1%}{surprise:6.2f}'
-        for token in sorted(range(len(p)), key=lambda token: -p[token])[:3]:
-            bar = (shades[4] * math.ceil(p[token] * room)).ljust(room)
-            item = f' {right(names[token], wide)}{p[token]:4.0%} {bar}'
+        line = right(names[read], column) + ' ' + right(names[real], column)
+        line += f'{p[real]:6.1%}{surprise:6.2f}'
+        for token in sorted(range(len(p)), key=lambda token: -p[token])[:best]:
+            bar = (' ' + shades[4] * math.ceil(p[token] * room)).ljust(room + 1)[:room + 1]
+            item = f' {right(names[token], wide)}{p[token]:4.0%}{bar}'
             line += f'\033[1m{item}\033[0m' if colour and token == real else item
         yield line.rstrip()
     yield f'{sum(bits):.2f} bits, {sum(bits) / n:.4f} per character'
@@ -643,10 +644,10 @@ def work(pipe, config, vocab_size):
     model = new_model(shapes(config, vocab_size), float)
     with contextlib.suppress(EOFError, OSError):
         while True:
-            for p, x in zip(parameters(model), array.array('d', pipe.recv_bytes())): p.data = x
-            for place, tokens in pipe.recv():
-                loss, gradients = document_gradients(model, config, tokens)
-                pipe.send_bytes(array.array('d', [place, loss, *gradients]))
+            data, place, tokens = pipe.recv()
+            for p, x in zip(parameters(model), array.array('d', data)): p.data = x
+            loss, gradients = document_gradients(model, config, tokens)
+            pipe.send_bytes(array.array('d', [place, loss, *gradients]))
 
 def start_workers(n, config, vocab_size):
     """Start n processes; the pipes to them."""
@@ -662,17 +663,16 @@ def start_workers(n, config, vocab_size):
 
 def shared_gradients(pipes, params, batch):
     """document_gradients() of each list of tokens in batch, in this order, from the workers."""
-    n, data, results = len(pipes), array.array('d', numbers(params)), {}
-    order = sorted(enumerate(batch), key=lambda item: -len(item[1]))       # dealt 0 1 1 0 0 1 ...
-    shares = [order[i::2 * n] + order[2 * n - 1 - i::2 * n] for i in range(n)]
+    data, results = array.array('d', numbers(params)).tobytes(), {}
+    todo = sorted(enumerate(batch), key=lambda item: len(item[1]))     # its end, the longest, first
     try:
-        for pipe, share in zip(pipes, shares):
-            pipe.send_bytes(data)
-            pipe.send(share)
+        for pipe in pipes: pipe.send((data, *todo.pop()))
+        for pipe in pipes[:len(todo)]: pipe.send((b'', *todo.pop()))     # to work on without a wait
         while len(results) < len(batch):
             for pipe in wait(pipes):
                 place, loss, *gradients = array.array('d', pipe.recv_bytes())
                 results[place] = loss, gradients
+                if todo: pipe.send((b'', *todo.pop()))
     except (EOFError, OSError): raise Problem('a worker process has died', 1)
     return [results[place] for place in range(len(batch))]
 
@@ -684,9 +684,9 @@ def screen():
 
 def mean(results):
     """The mean of several (loss, gradients), added up in their order."""
-    losses, (sums, *others) = zip(*results)
-    for gradients in others: sums = map(operator.add, sums, gradients)
-    return sum(losses) / len(losses), [entry / len(losses) for entry in sums]
+    losses, gradients = zip(*results)
+    n, sums = len(losses), map(sum, zip(*gradients)) if len(losses) > 1 else gradients[0]
+    return sum(losses) / n, [entry / n for entry in sums]
 
 def choose(logits, s, rng):
     """draw(), from the tokens that s.top_k and s.top_p (Holtzman et al., 2019) leave."""
@@ -763,8 +763,8 @@ def fit(s, model, config, adam, docs, chars, save):
                 line = (f'step {step:{len(str(s.steps))}} / {s.steps} | loss {loss:.4f} | mean '
                         f'{mean_loss:.4f} | {speed:.3g} steps/s | '
                         f'{datetime.timedelta(seconds=int((s.steps - step) / speed))} left')
-                if terminal:
-                    line = f'\r\033[K{"#" * (8 * step // s.steps):.<8} {line}'[:screen()[0] + 3]
+                bar = '#' * (8 * step // s.steps)
+                if terminal: line = f'\r\033[K{bar:.<8} {line}'[:screen()[0] + 3]
                 say(line, end='' if terminal and not end else '\n')
             if s.save_every and step % s.save_every == 0 and not end: save()
             if pressed: break
@@ -776,7 +776,7 @@ def pipeline(argv):
     given = parse(argv)
     kept, chars, model, adam, rng = (
         load_checkpoint(given['load']) if 'load' in given else ({}, None, None, None, None))
-    settings = {**DEFAULTS, **kept, **given}
+    settings = {**{name: row[1] for name, row in OPTIONS.items()}, **kept, **given}
     config, s = config_of(settings), types.SimpleNamespace(**settings)
     wrong = [flag(name) for name in Config._fields if kept and settings[name] != kept[name]]
     if wrong: raise Problem(f'{wrong[0]} contradicts the model in {s.load}')
