@@ -452,7 +452,7 @@ def parse(argv):
     for name, (group, default, kind, help) in OPTIONS.items():
         how = ({'action': 'store_true'} if kind is bool else {'choices': kind} if kind is DECAYS
                else {'type': kind, 'metavar': kind.__name__})
-        shown = '' if default in (None, False, '') else f' ({default})'
+        shown = '' if str(default) in ('None', 'False', '') else f' ({default})'
         groups[group.strip('*')].add_argument(flag(name), help=help + shown, **how)
     return vars(parser.parse_args(argv))
 
@@ -763,8 +763,8 @@ def fit(s, model, config, adam, docs, chars, save):
                 line = (f'step {step:{len(str(s.steps))}} / {s.steps} | loss {loss:.4f} | mean '
                         f'{mean_loss:.4f} | {speed:.3g} steps/s | '
                         f'{datetime.timedelta(seconds=int((s.steps - step) / speed))} left')
-                bar = '#' * (8 * step // s.steps)
-                if terminal: line = f'\r\033[K{bar:.<8} {line}'[:screen()[0] + 3]
+                bar = '#' * (6 * step // s.steps)
+                if terminal: line = f'\r\033[K{bar:.<6} {line}'[:screen()[0] + 3]
                 say(line, end='' if terminal and not end else '\n')
             if s.save_every and step % s.save_every == 0 and not end: save()
             if pressed: break

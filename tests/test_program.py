@@ -242,7 +242,7 @@ def test_help_shows_every_option_on_one_screen_and_a_half():
 def test_the_table_in_the_readme_is_that_of_the_options():
     readme = SCRIPT.with_name('README.md').read_text('utf-8')
     rows = re.findall(r'^\| `(--[a-z-]+)` \| (.*?) \| (.*?) \|$', readme, re.M)
-    assert rows == [(microgpt.flag(name), '' if default in (None, '', False) else str(default), help)
+    assert rows == [(microgpt.flag(name), str(default).replace('None', '').replace('False', ''), help)
                     for name, (_, default, _, help) in microgpt.OPTIONS.items()]
 
 
