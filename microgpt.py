@@ -13,7 +13,7 @@ tells how fast the loss grows as that parameter grows, its *gradient*; we move e
 other way, and go on to the next name. That is *training*.
 
 Part I is the whole algorithm, that of Andrej Karpathy's microgpt, with the same results up to
-rounding; then comes comfort. Numbers marked "taste" or "any" may be others; the rest must be so.
+rounding; then comes comfort. Numbers marked "taste" or "any" are free; others in formulas are not.
 """
 
 # %% Part I, chapter 1: Data ----------------------------------------------------------------------
@@ -246,7 +246,7 @@ def attention(x, model, layer, heads):
         keys.append(key[part])                         # (positions, head_dim). The future cannot be
         values.append(value[part])                     # seen: it is not in these lists yet
         scores = linear(query[part], keys)             # (positions,)
-        # n products of random sign cancel in part: their sum is some sqrt(n) in size. Undivided, it
+        # n products of random sign cancel in part: the sum is some sqrt(n) times one. Undivided, it
         # could drive one weight to 1, the rest to 0; there softmax is flat: no slope to learn by.
         weights = softmax([score / head_dim ** 0.5 for score in scores])
         kept_weights.append(numbers(weights))
@@ -302,9 +302,9 @@ def document_gradients(model, config, tokens):
 # %% Part I, chapter 9: From gradients to better parameters ---------------------------------------
 # The plain way is p -= rate * gradient: downhill. *Adam* (Kingma and Ba, 2014) mends two things.
 # One name's gradient g is a hint full of noise. So Adam follows m, a running mean: at each step it
-# keeps 0.85 of itself and takes in 0.15 of g, and noise cancels out. And gradients differ in size a
-# hundredfold between parameters. So m is divided by the root of v, a running mean of g * g: by the
-# usual size of g. The quotient is near 1 or -1 where gradients agree, near 0 where they do not;
+# keeps 0.85 of itself and takes in 0.15 of g, and noise cancels out. And some gradients are 100
+# times others: no one rate suits all. So m is divided by the root of v, a running mean of g * g: by
+# the usual size of g. The quotient is near 1 or -1 where gradients agree, near 0 where they do not;
 # times `rate`, it is the step. But m begins at 0, and in n steps takes in a share of 1 - 0.85 ** n
 # in all. Divided by this share it is a true mean, written m̂, "m hat"; and so with v and v̂.
 class Adam:
@@ -367,7 +367,7 @@ def sample(model, config, choose, prompt=()):
 
 # %% Part I, chapter 12: Everything together ------------------------------------------------------
 def run(path='input.txt', steps=1000, samples=20, seed=42, config=Config()):
-    """Train a model on the documents in a file, then print documents that it makes up."""
+    """Train on the documents in a file, then print ones that it makes up. Steps, samples: taste."""
     rng = random.Random(seed)
     docs = load_docs(path)
     rng.shuffle(docs)

@@ -313,25 +313,45 @@ def test_the_number_of_workers_changes_no_bit(tmp_path):
     assert more[0] == more[1]
 
 
+def stat(pid):
+    """The fields of /proc/PID/stat from the state on; of a process that has ended, those of a zombie."""
+    try:
+        with open(f'/proc/{pid}/stat') as file:
+            return file.read().rsplit(')', 1)[1].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ['Z'] + ['0'] * 20
+
+
 def workers_of(process):
     """The process ids of the workers of a running program."""
-    children = {int(pid): open(f'/proc/{pid}/stat').read().rsplit(')', 1)[1].split()[1]
-                for pid in os.listdir('/proc') if pid.isdigit()}
-    mine = [pid for pid, parent in children.items() if parent == str(process.pid)]
-    return [pid for pid in mine if 'spawn_main' in open(f'/proc/{pid}/cmdline').read()]
+    found = []
+    for pid in filter(str.isdigit, os.listdir('/proc')):
+        if stat(pid)[1] == str(process.pid):
+            with open(f'/proc/{pid}/cmdline') as file:
+                found += [int(pid)] if 'spawn_main' in file.read() else []
+    return found
 
 
 def is_running(pid):
-    try:
-        return open(f'/proc/{pid}/stat').read().rsplit(')', 1)[1].split()[0] != 'Z'
-    except FileNotFoundError:
-        return False
+    return stat(pid)[0] != 'Z'
+
+
+def seconds_used(pid):
+    return sum(map(int, stat(pid)[11:13])) / os.sysconf('SC_CLK_TCK')
+
+
+def assert_gone(pids):
+    """Asserts that no such process runs after two seconds."""
+    for _ in range(200):
+        if any(map(is_running, pids)):
+            time.sleep(0.01)
+    assert not any(map(is_running, pids))
 
 
 def start_batch(path):
     process = start(*BATCH, '--steps', 100_000, '--workers', 2, '--save', path, '--save-every', 1)
-    while not process.stderr.readline().startswith('step'):
-        pass
+    while not path.exists():
+        time.sleep(0.01)
     pids = workers_of(process)
     assert len(pids) == 2
     return process, pids
@@ -348,14 +368,26 @@ def test_workers_end_with_the_run_whatever_ends_it(end, tmp_path):
     else:
         for pid in [process.pid, *pids]:               # as a terminal does: to the whole group
             os.kill(pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    process.wait(timeout=60)
+    assert_gone(pids)
+    _, stderr = process.communicate()
     status, words = {'kill worker': (1, 'a worker process has died'), 'kill parent': (-9, ''),
                      'Ctrl-C': (130, 'stopped by Ctrl-C')}[end]
     assert process.returncode == status and 'Traceback' not in stderr
     assert words in (stderr.splitlines() or [''])[-1]
-    for _ in range(200):
-        if not any(map(is_running, pids)):
-            break
-        time.sleep(0.01)
-    assert not any(map(is_running, pids))              # after two seconds at the most
     assert load_checkpoint(tmp_path / 'model')[3].step > 0
+
+
+@pytest.mark.skipif(not os.path.isdir('/proc/self'), reason='finds processes by /proc')
+def test_a_worker_in_the_midst_of_a_long_document_ends_with_its_parent(tmp_path):
+    (tmp_path / 'data').write_text('ab' * 200 + '\n' + 'ba' * 200 + '\n')
+    process = start('--data', tmp_path / 'data', '--block-size', 400, '--n-embd', 48, '--batch-size', 2,
+                    '--n-layer', 3, '--workers', 2, '--val-fraction', 0)
+    pids = []
+    while len(pids) < 2 or min(map(seconds_used, pids)) < 1.5:
+        time.sleep(0.05)
+        pids = workers_of(process)
+    process.kill()
+    process.wait()                                     # not communicate(), which would wait for workers
+    assert_gone(pids)
+    process.communicate()
