@@ -226,7 +226,8 @@ def test_a_hostile_header_is_refused(name, checkpoint):
 @pytest.mark.parametrize('data', [
     b'', b'abc', b'\0' * 8, b'\xff' * 100, struct.pack('<Q', 10 ** 18) + b'{}', b'PK\x03\x04' * 9,
     struct.pack('<Q', 2) + b'[]', struct.pack('<Q', 2) + b'{}', struct.pack('<Q', 4) + b'null',
-    struct.pack('<Q', 200_000) + b'[' * 200_000, struct.pack('<Q', 3) + b'\xff\xfe\xfd'])
+    struct.pack('<Q', 200_000) + b'[' * 200_000, struct.pack('<Q', 3) + b'\xff\xfe\xfd'],
+    ids=lambda data: data[:12].hex())
 def test_what_is_no_checkpoint_is_refused_in_one_line(data, tmp_path):
     path = tmp_path / 'model'
     path.write_bytes(data)
