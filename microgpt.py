@@ -79,8 +79,7 @@ class Value:
         self.birth = next(Value.births)
 
     def __repr__(self): return f'Value(data={self.data}, grad={self.grad})'
-    # All operations have one shape: Value(result, name, (inputs, their slopes)). (The slopes of
-    # a ** n are n * a ** (n - 1) by a and a ** n * log(a) by n.)
+    # One shape for all: Value(result, name, (inputs, slopes)). For a**n: n*a**(n-1), a**n*log(a).
     def __add__(self, other):
         other = other if isinstance(other, Value) else Value(other)
         return Value(self.data + other.data, '+', ((self, other), (1.0, 1.0)))
@@ -278,7 +277,7 @@ def cross_entropy(logits, target):
     total of all exps) = log(total) - target's logit, and the derivative of this by any logit is
     exp(that logit) / total, which is that token's probability; less 1 for the target."""
     p = softmax(numbers(logits))
-    loss = -math.log(p[target]) if p[target] else math.inf
+    loss = -math.log(p[target] or 5e-324)              # the smallest float, for log(0) is none
     if not isinstance(logits[0], Value): return loss
     return Value(loss, 'cross_entropy', (logits, p[:target] + [p[target] - 1] + p[target + 1:]))
 
@@ -389,13 +388,15 @@ import operator, os, shutil, signal, statistics, struct, sys, threading, time, t
 from multiprocessing.connection import wait
 
 class Problem(argparse.ArgumentTypeError): """What the user can mend: a line, an exit status."""
-def say(text, end='\n'): print(text, file=sys.stderr, end=end, flush=True)
+def say(text, end='\n'):
+    with contextlib.suppress(OSError): print(text, file=sys.stderr, end=end, flush=True)
 def FILE(text): return text
 def TEXT(text): return text
+def usable(doubles): return all(-1e30 < x < 1e30 for x in doubles)
 def flag(name): return '--' + name.replace('_', '-')
 def config_of(settings): return Config(*(settings[name] for name in Config._fields))
 
-def number(kind, low, high=math.inf):
+def number(kind, low, high=10 ** 12):
     """A function that turns an argument into an int or float from low to high."""
     def convert(text):
         value = kind(text)
@@ -404,28 +405,28 @@ def number(kind, low, high=math.inf):
     convert.__name__ = 'N' if kind is int else 'X'
     return convert
 
-N, POSITIVE, X, SHARE = number(int, 0), number(int, 1), number(float, 0), number(float, 0, 1)
+N, SIZE, X, SHARE = number(int, 0), number(int, 1), number(float, 0, math.inf), number(float, 0, 1)
 DECAYS = {'linear': lambda progress: 1 - progress, 'constant': lambda progress: 1.0,
           'cosine': lambda progress: (1 + math.cos(math.pi * progress)) / 2}
 OPTIONS = {name: row for name, *row in (
     ('data', 'data*', None, FILE, 'file of documents, one a line (input.txt)'),
     ('val_fraction', 'data*', 0.1, SHARE, 'held out of training'),
-    ('n_layer', 'model*', 1, POSITIVE, 'layers'),
-    ('n_embd', 'model*', 16, POSITIVE, 'numbers that describe a token'),
-    ('n_head', 'model*', 4, POSITIVE, 'attention heads'),
-    ('block_size', 'model*', 16, POSITIVE, 'positions'),
+    ('n_layer', 'model*', 1, SIZE, 'layers'),
+    ('n_embd', 'model*', 16, SIZE, 'numbers that describe a token'),
+    ('n_head', 'model*', 4, SIZE, 'attention heads'),
+    ('block_size', 'model*', 16, SIZE, 'positions'),
     ('seed', 'model*', 42, N, 'where all chance comes from'),
     ('steps', 'training*', 1000, N, 'training steps in all'),
-    ('epochs', 'training', None, N, 'rounds through the data, in place of steps'),
-    ('batch_size', 'training*', 1, POSITIVE, 'documents in a step'),
+    ('batch_size', 'training*', 1, SIZE, 'documents in a step'),
     ('learning_rate', 'training*', 0.01, X, 'at the first step'),
     ('decay', 'training*', 'linear', DECAYS, 'how the rate falls'),
     ('grad_clip', 'training*', 0.0, X, 'largest norm of the gradient; 0: any'),
-    ('workers', 'training', 1, N, 'processes for a batch; 0: one per core'),
-    ('load', 'files', None, FILE, 'checkpoint to go on from'),
-    ('save', 'files', None, FILE, 'checkpoint to write after training'),
-    ('save_every', 'files', 0, N, 'and after every so many steps; 0: never'),
-    ('log', 'files', None, FILE, 'CSV of step, loss, learning rate'),
+    ('epochs', 'running', None, N, 'rounds through the data, in place of steps'),
+    ('workers', 'running', 1, N, 'processes for a batch; 0: one per core'),
+    ('load', 'running', None, FILE, 'checkpoint to go on from'),
+    ('save', 'running', None, FILE, 'checkpoint to write after training'),
+    ('save_every', 'running', 0, N, 'and after every so many steps; 0: never'),
+    ('log', 'running', None, FILE, 'CSV of step, loss, learning rate'),
     ('samples', 'sampling*', 20, N, 'names to make up'),
     ('temperature', 'sampling*', 0.5, X, '0: no chance; 1: as learnt; more: wilder'),
     ('top_k', 'sampling*', 0, N, 'draw from the k likeliest only; 0: all'),
@@ -447,13 +448,12 @@ def parse(argv):
         epilog='example: python microgpt.py --steps 2000 --save names.safetensors --novel')
     def error(message): raise Problem(message)
     parser.error = error
-    titles = dict.fromkeys(group.strip('*') for group, *_ in OPTIONS.values())
-    groups = {title: parser.add_argument_group(title) for title in titles}
+    groups = {group: parser.add_argument_group(group.strip('*')) for group, *_ in OPTIONS.values()}
     for name, (group, default, kind, help) in OPTIONS.items():
         how = ({'action': 'store_true'} if kind is bool else {'choices': kind} if kind is DECAYS
                else {'type': kind, 'metavar': kind.__name__})
         shown = '' if str(default) in ('None', 'False', '') else f' ({default})'
-        groups[group.strip('*')].add_argument(flag(name), help=help + shown, **how)
+        groups[group].add_argument(flag(name), help=help + shown, **how)
     return vars(parser.parse_args(argv))
 
 # %% Part II, chapter 14: Files that survive ------------------------------------------------------
@@ -500,7 +500,7 @@ def check(text, chars):
 
 # A checkpoint is a safetensors file: length of the header, header, numbers. Its metadata hold all
 # that it takes to go on, and a SHA-256 of the whole file, computed with NO_HASH in its place.
-NO_HASH, VERSION = b'0' * 64, 'microgpt 1'
+NO_HASH, VERSION, LOG = b'0' * 64, 'microgpt 1', 'step,loss,learning_rate\n'
 def layout(settings, chars):
     """The header's entry of each tensor, in the order of the numbers, and their size in bytes."""
     entries, end = {}, 0
@@ -518,8 +518,8 @@ def save_checkpoint(path, settings, chars, adam, rng):
                 'step': str(adam.step), 'random': json.dumps(rng.getstate())}
     header = json.dumps({'__metadata__': metadata, **entries}).encode()
     header += b' ' * (-len(header) % 8)
-    whole = struct.pack('<Q', len(header)) + header + struct.pack(
-        f'<{size // 8}d', *numbers(adam.params), *adam.m, *adam.v)
+    doubles = struct.pack(f'<{size // 8}d', *numbers(adam.params), *adam.m, *adam.v)
+    whole = struct.pack('<Q', len(header)) + header + doubles
     write_whole(path, whole.replace(NO_HASH, hashlib.sha256(whole).hexdigest().encode(), 1))
 
 def load_checkpoint(path):
@@ -549,8 +549,7 @@ def load_checkpoint(path):
                'damaged: the SHA-256 is another')
         doubles = struct.unpack(f'<{size // 8}d', whole[start:])
         n, rng = len(doubles) // 3, random.Random()
-        ensure(all(-1e30 < x < 1e30 for x in doubles) and min(doubles[2 * n:]) >= 0,
-               'numbers in it are nan or beyond reason')
+        ensure(usable(doubles) and min(doubles[2 * n:]) >= 0, 'numbers are nan or beyond reason')
         model = new_model(shapes(config, len(chars) + 1), iter(doubles).__next__)
         adam = Adam(parameters(model))
         adam.m, adam.v, adam.step = doubles[n:2 * n], doubles[2 * n:], N(metadata['step'])
@@ -575,8 +574,7 @@ def graphviz(value, limit=2000):
 
 def cells(text): return sum(1 + (unicodedata.east_asian_width(char) in 'WF') for char in text)
 def right(text, size): return ' ' * (size - cells(text)) + text
-def visible(char, blocks):
-    """A character in a form that can be seen and counted in columns; without blocks, in ASCII."""
+def visible(char, blocks):                             # in a form that can be counted in columns
     if not blocks or not char.isprintable(): return ascii(char)[1:-1].replace(' ', '_')
     return '◌' + char if unicodedata.category(char)[0] == 'M' else char.replace(' ', '␣')
 
@@ -594,9 +592,8 @@ def picture(model, config, chars, text, size=80, blocks=True, colour=False):
     room = (size - 2 * column - 13) // best - wide - 6
     yield f'{names[-1]} stands for BOS' + f'; cut to {n} of {len(text) + 1} rows' * (n <= len(text))
     yield f'{"read":>{column}} {"next":>{column}}     p  bits  likeliest'
-    for read, real, p, surprise in zip(tokens, tokens[1:], predictions, bits):
-        line = right(names[read], column) + ' ' + right(names[real], column)
-        line += f'{p[real]:6.1%}{surprise:6.2f}'
+    for read, real, p, b in zip(tokens, tokens[1:], predictions, bits):
+        line = f'{right(names[read], column)} {right(names[real], column)}{p[real]:6.1%}{b:6.2f}'
         for token in sorted(range(len(p)), key=lambda token: -p[token])[:best]:
             bar = (' ' + shades[4] * math.ceil(p[token] * room)).ljust(room + 1)[:room + 1]
             item = f' {right(names[token], wide)}{p[token]:4.0%}{bar}'
@@ -649,8 +646,7 @@ def work(pipe, config, vocab_size):
             loss, gradients = document_gradients(model, config, tokens)
             pipe.send_bytes(array.array('d', [place, loss, *gradients]))
 
-def start_workers(n, config, vocab_size):
-    """Start n processes; the pipes to them."""
+def start_workers(n, config, vocab_size):              # the pipes to n new processes
     context, pipes = multiprocessing.get_context('spawn'), []
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)          # Ctrl-C is for the parent alone
     for _ in range(n):
@@ -680,10 +676,9 @@ def shared_gradients(pipes, params, batch):
 def screen():
     """The columns of the terminal at stderr, or 80, and whether its encoding has all characters."""
     size = os.get_terminal_size(2) if sys.stderr.isatty() else shutil.get_terminal_size()
-    return size.columns or 80, (sys.stderr.encoding or '').lower().startswith('utf')
+    return min(size.columns or 80, 1000), (sys.stderr.encoding or '').lower().startswith('utf')
 
-def mean(results):
-    """The mean of several (loss, gradients), added up in their order."""
+def mean(results):                                     # of (loss, gradients), in their order
     losses, gradients = zip(*results)
     n, sums = len(losses), map(sum, zip(*gradients)) if len(losses) > 1 else gradients[0]
     return sum(losses) / n, [entry / n for entry in sums]
@@ -726,7 +721,7 @@ def fit(s, model, config, adam, docs, chars, save):
     pipes = start_workers(n_workers, config, len(chars) + 1) if n_workers > 1 else []
     def gradients_at(step):
         places = range(step * s.batch_size, (step + 1) * s.batch_size)
-        batch = [encode(docs[place % len(docs)], chars) for place in places]
+        batch = [encode(docs[i % len(docs)], chars)[:s.block_size + 1] for i in places]
         loss, gradients = mean(shared_gradients(pipes, adam.params, batch) if pipes else
                                [document_gradients(model, config, tokens) for tokens in batch])
         if not math.isfinite(loss):
@@ -744,13 +739,10 @@ def fit(s, model, config, adam, docs, chars, save):
         stack.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, on_interrupt))
         for pipe in pipes: stack.callback(pipe.close)
         if s.log:                                      # going on, keep what was logged up to here
-            file = stack.enter_context(open(s.log, 'a+', buffering=1, errors='replace'))
-            file.seek(0)
-            rows = [row for row in csv.reader(file)
-                    if row and row[0].isdecimal() and int(row[0]) <= first]
-            file.truncate(0)
-            log = csv.writer(file, lineterminator='\n')
-            log.writerows([['step', 'loss', 'learning_rate'], *rows])
+            rows = [row for row in s.logged
+                    if row.split(',')[0].zfill(13) <= str(first).zfill(13) and row[-1] == '\n']
+            write_whole(s.log, ''.join([LOG, *rows]).encode())
+            log = csv.writer(stack.enter_context(open(s.log, 'a', 1)), lineterminator='\n')
         for step, loss in train(adam, gradients_at, s.steps, s.learning_rate, decay):
             if s.log: log.writerow([step, loss, s.learning_rate * decay((step - 1) / s.steps)])
             recent = recent[-99:] + [loss]
@@ -777,14 +769,14 @@ def pipeline(argv):
     kept, chars, model, adam, rng = (
         load_checkpoint(given['load']) if 'load' in given else ({}, None, None, None, None))
     settings = {**{name: row[1] for name, row in OPTIONS.items()}, **kept, **given}
-    config, s = config_of(settings), types.SimpleNamespace(**settings)
+    config, s = config_of(settings), types.SimpleNamespace(**settings, logged=[])
     wrong = [flag(name) for name in Config._fields if kept and settings[name] != kept[name]]
     if wrong: raise Problem(f'{wrong[0]} contradicts the model in {s.load}')
     if s.n_embd % s.n_head: raise Problem('--n-embd is not a multiple of --n-head')
     if {'steps', 'epochs'} <= given.keys(): raise Problem('--steps and --epochs: one or the other')
     needs_data = not kept or adam.step < s.steps or s.novel or {'data', 'epochs'} & given.keys()
-    path = s.data or find_data(needs_data)             # only for sampling, it can be done without
-    docs = read_docs(path, chars) if needs_data or os.path.exists(path) else []
+    data = s.data or find_data(needs_data)             # only for sampling, it can be done without
+    docs = read_docs(data, chars) if needs_data or os.path.isfile(data) else []
     if kept: s.seed = settings['seed'] = kept['seed']  # the same order of documents as before
     shuffler = random.Random(s.seed)
     shuffler.shuffle(docs)
@@ -799,12 +791,20 @@ def pipeline(argv):
     if s.epochs is not None: settings['steps'] = s.steps = -(-s.epochs * len(docs) // s.batch_size)
     check(s.prompt + (s.inspect or ''), chars)
     if len(s.prompt) > s.block_size: raise Problem(f'--prompt: over {s.block_size} characters')
-    for path in filter(None, (s.save, s.log)):         # better now than after hours of training
-        if os.path.isdir(path) or not os.access(os.path.dirname(os.path.realpath(path)), os.W_OK):
+    paths = [os.path.realpath(path) for path in (data, s.save, s.log) if path]
+    if len(set(paths)) < len(paths): raise Problem('--data, --save, --log: the same file twice')
+    for path in paths[1:]:                             # better now than after hours of training
+        good = os.path.isfile(path) or not os.path.exists(path)
+        if not good or not os.access(os.path.dirname(path), os.W_OK):
             raise Problem(f'{path}: cannot be written there')
+    if s.log and os.path.exists(s.log):
+        with open(s.log, errors='replace') as file: header, *s.logged = [*file] or [LOG]
+        if header != LOG: raise Problem(f'{s.log}: is there already, and is not a log')
     def save():                                        # tells whether nothing is left to be saved
+        if not usable([*numbers(adam.params), *adam.m, *adam.v]):
+            raise Problem(f'step {adam.step}: the model is ruined; try a lower --learning-rate', 1)
         try: return not s.save or not save_checkpoint(s.save, settings, chars, adam, rng)
-        except OSError as error: say(f'microgpt: not saved: {error}')
+        except OSError as error: say(f'microgpt: {s.save}: not saved: {error.strerror}')
     say(f'num docs: {n_docs}\nvocab size: {len(chars) + 1}\nnum params: {len(adam.params)}')
     first, curve, pressed, held_out_loss = adam.step, [], False, None
     if first < s.steps: curve, running, pressed = fit(s, model, config, adam, docs, chars, save)

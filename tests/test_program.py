@@ -170,7 +170,7 @@ def test_unusable_data_is_refused_in_one_line(tmp_path):
     '--learning-rate nan', '--learning-rate inf', '--learning-rate x', '--steps 1.5', '--seed x',
     '--batch-size 0', '--val-fraction 1.1', '--top-p -0.1', '--top-k -1', '--grad-clip nan',
     '--decay wavy', '--steps 5 --epochs 1', '--no-such-option', '--workers -1', '--prompt Q',
-    '--prompt abcdefghijklmnopq', '--inspect é', '--save .', '--log no/such/folder/log',
+    '--steps 10000000000000', '--prompt abcdefghijklmnopq', '--save same --log same', '--inspect é', '--save .', '--log no/such/folder/log',
     '--save no/such/folder/model', '--load missing'])
 def test_a_bad_option_is_refused_in_one_line(args, tmp_path):
     refused(run('--data', SMALL, *args.split(), cwd=tmp_path))
@@ -181,6 +181,37 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
     save = tmp_path / 'model'
     refused(run(*TINY, '--learning-rate', '1e200', '--save', save), 'step ', 'the loss is nan', status=1)
     assert not save.exists()
+
+
+def test_files_that_are_no_output_of_ours_are_left_alone(tmp_path):
+    data, notes, fifo = (tmp_path / name for name in ('data', 'notes', 'fifo'))
+    data.write_text('ab\nba\n')
+    notes.write_text('my notes\n')
+    os.mkfifo(fifo)
+    refused(run('--data', data, '--log', notes), 'notes', 'not a log')
+    for option in ('--log', '--save'):
+        refused(run('--data', data, option, data), 'the same file twice')
+        refused(run('--data', data, option, fifo), 'fifo', 'cannot be written')
+    assert (data.read_text(), notes.read_text()) == ('ab\nba\n', 'my notes\n')
+
+
+def test_a_model_that_its_last_step_ruins_is_told_and_not_saved(checkpoint):
+    before = checkpoint.read_bytes()
+    result = run('--load', checkpoint, '--steps', 13, '--learning-rate', '1e32', '--save', checkpoint)
+    refused(result, 'step 13', 'ruined', status=1)
+    assert checkpoint.read_bytes() == before
+
+
+def test_training_goes_on_when_nobody_reads_stderr(tmp_path):
+    process = start(*TINY, '--save', tmp_path / 'model', '--samples', 3)
+    process.stderr.close()
+    assert process.stdout.read().count('\n') == 3 and process.wait() == 0
+    assert (tmp_path / 'model').exists()
+
+
+def test_a_width_beyond_reason_is_none():
+    result = run(*TINY, '--inspect', 'emma', '--samples', 0, env={**os.environ, 'COLUMNS': '9' * 18})
+    assert result.returncode == 0 and max(map(len, result.stderr.splitlines())) <= 1000
 
 
 def test_ctrl_c_while_sampling_ends_with_a_line():
