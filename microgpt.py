@@ -151,7 +151,7 @@ def total(x):
     return Value(sum(numbers(x)), 'sum', (x, [1.0] * len(x))) if isinstance(x[0], Value) else sum(x)
 
 # %% Part I, chapter 5: Parameters ----------------------------------------------------------------
-# A token is a mere place in the alphabet: c is not twice b. So each token gets a list of n_embd
+# A token is a place in the alphabet; its size says nothing. So each token gets a list of n_embd
 # numbers to describe it, its *embedding*, and so does each position. Nobody writes these lists: all
 # parameters are drawn at random, and training makes sense of them (one number may come to say
 # "vowel"). At random, because sums with equal weights would find the same, be corrected alike, and
@@ -245,8 +245,8 @@ def attention(x, model, layer, heads):
         keys.append(key[part])                         # (positions, head_dim). The future cannot be
         values.append(value[part])                     # seen: it is not in these lists yet
         scores = linear(query[part], keys)             # (positions,)
-        # n products of random sign cancel in part: the sum is some sqrt(n) times one. Undivided, it
-        # could drive one weight to 1, the rest to 0; there softmax is flat: no slope to learn by.
+        # Squared, a sum of n products of random sign is about n squares, as mixed terms cancel: it
+        # grows as sqrt(n). Undivided, one weight nears 1, the rest 0: softmax is flat, no slope.
         weights = softmax([score / head_dim ** 0.5 for score in scores])
         kept_weights.append(numbers(weights))
         columns = list(zip(*values))                   # (head_dim, positions): values, transposed
