@@ -604,7 +604,7 @@ def picture(model, config, chars, text, size=80, blocks=True, colour=False):
     shown = max(1, min(n, (size - wide - 1) // step))
     yield f'attention, {shades[0]} 0% to {shades[4]} 100%' + f'; first {shown} of {n}' * (shown < n)
     head = right('', wide) + ' ' + ''.join(right(names[token], step) for token in tokens[:shown])
-    maps = [(f'{i}.{h}', rows) for i, heads in enumerate(cache)
+    maps = [(f'L{i}H{h}', rows) for i, heads in enumerate(cache)
             for h, (_, _, rows) in enumerate(heads)]
     side_by_side = max(1, (size + 2) // (cells(head) + 2))
     for first in range(0, len(maps), side_by_side):
@@ -756,7 +756,7 @@ def fit(s, model, config, adam, docs, chars, save):
                         f'{mean_loss:.4f} | {speed:.3g} steps/s | '
                         f'{datetime.timedelta(seconds=int((s.steps - step) / speed))} left')
                 bar = '#' * (6 * step // s.steps)
-                if terminal: line = f'\r\033[K{bar:.<6} {line}'[:screen()[0] + 3]
+                if terminal: line = f'\r\033[K{bar:.<6} {line[5:]}'[:screen()[0] + 3]
                 say(line, end='' if terminal and not end else '\n')
             if s.save_every and step % s.save_every == 0 and not end: save()
             if pressed: break

@@ -41,7 +41,7 @@ def heads(lines, n):
     start = next(i for i, line in enumerate(lines) if line.startswith('attention'))
     shades, found = '·░▒▓█', {}
     for i, line in enumerate(lines[start + 1:], start + 1):
-        titles = [(match.start(), match[0]) for match in re.finditer(r'\d+\.\d+', line)]
+        titles = [(match.start(), match[0]) for match in re.finditer(r'L\d+H\d+', line)]
         for column, title in titles:
             found[title] = [[shades.index(cell) for cell in
                              re.match(r'[·░▒▓█]+', lines[i + 2 + t][column + 2:])[0][::2]]
@@ -81,10 +81,10 @@ def test_the_attention_shown_is_that_of_a_direct_computation():
     list(microgpt.train(microgpt.Adam(run.params), run.gradients_at, 60))      # so that it differs
     expected = direct(run, 'kwame')
     shown = heads(picture(run, 'kwame'), 6)
-    assert list(shown) == ['0.0', '0.1', '0.2', '0.3']
+    assert list(shown) == ['L0H0', 'L0H1', 'L0H2', 'L0H3']
     for h, rows in enumerate(expected):
         assert all(sum(row) == pytest.approx(1) for row in rows)
-        assert shown[f'0.{h}'] == [[round(4 * weight) for weight in row] for row in rows]
+        assert shown[f'L0H{h}'] == [[round(4 * weight) for weight in row] for row in rows]
     assert len({cell for rows in shown.values() for row in rows for cell in row}) >= 4
 
 
