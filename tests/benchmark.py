@@ -205,7 +205,8 @@ def turns(data, steps, textbook_collects):
 def sampling(data):
     """Median seconds for a token of both sides."""
     start = Start(data)
-    textbook, model, times = Textbook(start), microgpt.plain(start.model), {'textbook': [], 'microgpt': []}
+    textbook, model = Textbook(start), microgpt.plain(start.model)
+    times = {'textbook': [], 'microgpt': []}
     for seed in range(30):
         seconds, tokens = timed(textbook.sample, random.Random(seed))
         times['textbook'].append(seconds / len(tokens))
@@ -242,23 +243,33 @@ def growth(data):
     return {name: round(statistics.median(runs), 1) for name, runs in found.items()}
 
 
+def batches(data, size, workers):
+    """Median seconds of a step on 16 documents, and the losses, of this process and its workers."""
+    start = Start(data, SIZES[size])
+    pipes = microgpt.start_workers(workers, start.config, len(start.chars) + 1) if workers > 1 else None
+    steps = start.training(16, pipes)
+    found = [timed(next, steps) for _ in range(14)]
+    return statistics.median(seconds for seconds, _ in found[4:]), [loss for _, (_, loss) in found]
+
+
 def all_cores(data):
     """How much faster a step on 16 documents is with two workers than with one, by size."""
     ratios = {}
-    for name, config in SIZES.items():
-        alone, shared = Start(data, config), Start(data, config)
-        pipes = microgpt.start_workers(2, config, len(shared.chars) + 1)
-        sides, found = (alone.training(16), shared.training(16, pipes)), ([], [])
-        for _ in range(3):
-            turns = [[timed(next, side) for _ in range(12)] for side in sides]
-            assert [loss for _, loss in turns[0]] == [loss for _, loss in turns[1]]
-            for times, turn in zip(found, turns):      # the first steps of a turn only warm up
-                times += [seconds for seconds, _ in turn[4:]]
-        ratios[name] = round(statistics.median(found[0]) / statistics.median(found[1]), 2)
-        for pipe in pipes:
-            pipe.close()
-    gc.enable()
+    for size in SIZES:
+        seconds, losses = {1: [], 2: []}, []
+        for workers in (1, 2) * 3:                     # in turns, each in a process of its own
+            median, found = json.loads(child(data, '--workers', workers, '--size', size))
+            seconds[workers].append(median)
+            losses.append(found)
+        assert all(found == losses[0] for found in losses), 'the losses differ'
+        ratios[size] = round(statistics.median(seconds[1]) / statistics.median(seconds[2]), 2)
     return ratios
+
+
+def child(data, *args):
+    """What this script prints with these arguments in a process of its own."""
+    return subprocess.run([sys.executable, __file__, '--data', data, *map(str, args)],
+                          stdout=subprocess.PIPE, check=True).stdout
 
 
 def peak(data, job, n):
@@ -280,9 +291,7 @@ def peak(data, job, n):
 def memory(data):
     jobs = [('textbook steps', 20), ('microgpt steps', 20), ('microgpt steps', 400),
             ('names sampled', 100), ('names sampled', 10_000)]
-    return {f'{n} {job}': round(float(subprocess.run(
-        [sys.executable, __file__, '--data', data, '--peak', job, '--steps', str(n)],
-        stdout=subprocess.PIPE, check=True).stdout), 1) for job, n in jobs}
+    return {f'{n} {job}': round(float(child(data, '--peak', job, '--steps', n)), 1) for job, n in jobs}
 
 
 def median_ms(function, n=7):
@@ -307,11 +316,16 @@ def main():
     parser.add_argument('--data', default=str(ROOT / 'input.txt'))
     parser.add_argument('--steps', type=int, default=50, help='steps of each side')
     parser.add_argument('--peak', help=argparse.SUPPRESS)
+    parser.add_argument('--workers', type=int, help=argparse.SUPPRESS)
+    parser.add_argument('--size', help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak:
         print(peak(args.data, args.peak, args.steps))
         return
-    used = memory(args.data)                           # first, for a child counts from its parent's peak
+    if args.workers:
+        print(json.dumps(batches(args.data, args.size, args.workers)))
+        return
+    used = memory(args.data)                           # first: children count their parent's peak
     print(json.dumps({
         'python': f'{platform.python_implementation()} {platform.python_version()}',
         **against_the_textbook(args.data, args.steps),
