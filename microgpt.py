@@ -156,7 +156,7 @@ def total(x):
 # parameters are drawn at random, and training makes sense of them (one number may come to say
 # "vowel"). At random, because sums with equal weights would find the same, be corrected alike, and
 # stay equal; small, so that all predictions are about even at first. Their customary names:
-#     wte, wpe        word token embedding, word position embedding: a row for each token, place
+#     wte, wpe        word (here: letter) token and position embedding: a row for each
 #     lm_head         language model head: a row for each token, which scores it as the next one
 #     attn_wq/k/v/o   in each layer, for attention (chapter 7): query, key, value, output
 #     mlp_fc1, _fc2   in each layer, for the MLP (chapter 7), "multi-layer perceptron", an old name;
@@ -227,7 +227,7 @@ def rmsnorm(x):
 # Without relu, sums of sums would be just sums again, without any "if".
 #
 # Why added to the notepad, and not put in its place? In a sum each term has slope 1: gradients come
-# back through all layers unweakened, and a layer that has not learnt anything yet destroys nothing.
+# back through all layers unweakened, and a layer that has not learnt anything yet erases nothing.
 # But notes pile up, so attention and MLP each read a normed copy. (The notepad is itself normed
 # only at its start, and lm_head reads it as it is. GPTs differ in this: taste.)
 def new_cache(config):
