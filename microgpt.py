@@ -1,68 +1,162 @@
+# %% [markdown]
 """
-A GPT in one file of plain Python: it reads a list of names, learns how names are spelled, and
-makes up new ones. Run it with `python microgpt.py`, or read it from here to the end.
+# microgpt: a GPT in one file of plain Python
 
-The game: given the letters so far, predict the next one. After "e", "m", "m" a good player says
-"most likely a". Who can play it can also write: predict, pick a letter by the predicted
-probabilities, append it, predict again. Chatbots play the same game with pieces of words.
+This program reads a list of names, learns how names are spelled, and makes up
+new ones. Run it with `python microgpt.py`, or read it from here to the end: you
+need to know Python and school calculus; everything else is explained. (GPT
+stands for "generative pre-trained transformer": it generates text, after it has
+been trained, and the transformer is the formula of chapter 7.)
 
-The player is a formula, the *model*, with a few thousand adjustable numbers, its *parameters*,
-random at first. From the letters so far it computes a probability for each possible next letter.
-The *loss* says how surprised it was by the letter that really came. For every parameter, calculus
-tells how fast the loss grows as that parameter grows, its *gradient*; we move each a little the
-other way, and go on to the next name. That is *training*.
+**The game.** Given the letters so far, predict the next one. After "e", "m",
+"m" a good player says "most likely a". Whoever can play this game can also
+write: predict, draw a letter by the predicted probabilities, append it, and
+predict again. Chatbots play the same game with pieces of words.
 
-Part I is the whole algorithm, that of Andrej Karpathy's microgpt, with the same results up to
-rounding; then comes comfort. Numbers marked "taste" or "any" are free; others in formulas are not.
+**The player.** The *model* is a formula with a few thousand adjustable numbers,
+its *parameters*, which are random at first. From the letters so far it computes
+a probability for every possible next letter.
+
+**The training.** The *loss* says how surprised the model was by the letter that
+really came. For every parameter, calculus tells how fast the loss grows when
+this parameter grows: its *gradient*. We move every parameter a little in the
+direction that lowers the loss, go on to the next name, and do so a thousand
+times.
+
+Part I is the complete algorithm. It is that of Andrej Karpathy's microgpt and
+gives the same numbers, up to rounding. Part II makes a comfortable tool of it.
+Some constants are marked *taste*: with other values near them the program still
+works, and learns a little better or worse. All others belong to a formula.
 """
 
-# %% Part I, chapter 1: Data ----------------------------------------------------------------------
-# A document is one line of a text file; here, one name. Training reads them in a random order: if
-# all the names with "a" came first, the model would learn a lopsided language. All chance comes
-# from one random generator, `rng`, started with a known seed (any will do): same seed, same run.
+# %% [markdown]
+# # Part I: the algorithm
+#
+# ## 1. Data
+#
+# A *document* is one line of a text file; here, one name. Our file is
+# `input.txt`, several thousand names, which lies beside this program. They
+# stand there in alphabetical order, but training will read them in random
+# order. A thousand steps read only a thousand names, and if all of these began
+# with "a", the model would learn that all names do.
+#
+# All chance comes from one random generator, `rng`. It starts from a number
+# that we choose, the *seed*: with the same seed, a run gives the same names.
+# (`main`, in chapter 12, makes the generator and shuffles the documents.)
 
-import gc, itertools, math, random
-from operator import attrgetter, mul
+# %%
+import math
+import random
+from operator import mul
 from typing import NamedTuple
+
 
 def load_docs(path):
     """The documents in a UTF-8 text file: its lines, stripped, empty ones left out."""
-    with open(path, encoding='utf-8-sig') as file:     # -sig: skip the mark that some editors add
+    with open(path, encoding='utf-8-sig') as file:  # -sig: skips a byte order mark
         return [line.strip() for line in file if line.strip()]
 
-# %% Part I, chapter 2: Tokens --------------------------------------------------------------------
-# A model computes with numbers, so each character is given one, its *token*: its place in the
-# sorted alphabet of the data, a = 0 to z = 25. There is one token more, 26, called BOS, "beginning
-# of sequence". It stands between names: before the first letter the model sees only BOS, and after
-# the last letter BOS is what it should predict: "here begins the next". So emma becomes six tokens,
-# BOS e m m a BOS, and five predictions: e after BOS, m after BOS e, ... BOS after BOS e m m a.
-def alphabet(docs):
-    """All characters of the documents, sorted, as a string: a character's place is its token."""
-    return ''.join(sorted(set(''.join(docs))))
 
-def encode(doc, chars):
-    """The tokens of a document, with BOS (the number after the last character's) at both ends."""
-    return [len(chars)] + [chars.index(char) for char in doc] + [len(chars)]
+# %% [markdown]
+# ## 2. Tokens
+#
+# A model computes with numbers, so every character gets one, its *token*: its
+# place in the *vocabulary*, the sorted characters of the data. With the letters
+# from a to z, the token of a is 0 and that of z is 25.
+#
+# One more character marks where a name begins and ends. We take the line break,
+# since no line contains one, and put it last in the vocabulary: token 26. It is
+# usually called BOS, "beginning of sequence". After the last letter, BOS is
+# what the model should predict: "here a new name begins".
+#
+# So emma becomes six tokens, and gives five predictions to practise on:
+#
+# ```text
+# tokens    BOS e m m a BOS    =    26 4 12 12 0 26
+#
+# after                predict
+# BOS                  e
+# BOS e                m
+# BOS e m              m
+# BOS e m m            a
+# BOS e m m a          BOS
+# ```
 
-# %% Part I, chapter 3: Values that find their gradient -------------------------------------------
-# Each number in our computation is a Value: it remembers the Values it was computed from and, for
-# each of these inputs, its *slope*: how fast the result grows as that input grows. School calculus
-# knows the slopes of single steps: in a * b the slope of a is b, in a + b it is 1, in log(a) 1 / a.
-# The chain rule makes the gradient of the whole from them. Let a = 2 and b = 3, then c = a * b = 6
-# and loss = c + a = 8. We start at the end: the gradient of the loss by itself is 1. Then, going
-# back, each Value hands to each of its inputs the slope of that input times its own gradient:
-#     loss = c + a    slopes 1 and 1:    c gets 1 * 1 = 1    a gets 1 * 1 = 1
-#     c = a * b       slopes 3 and 2:    a gets 3 * 1 = 3    b gets 2 * 1 = 2
-# a acts on the loss in two ways, so its gradient is the sum, 4: gradients are added up, never just
-# set. And c must have its whole gradient before it hands it on, so all that was made from c takes
-# its turn before c. What is made from c is always younger than c: we go from young to old.
+# %%
+BOS = '\n'
+
+
+def vocabulary(docs):
+    """All characters of the documents, sorted, and BOS: a place in it is a token."""
+    return ''.join(sorted(set(''.join(docs)))) + BOS
+
+
+def encode(doc, vocab):
+    """The tokens of a document, with BOS at both ends."""
+    return [vocab.index(char) for char in BOS + doc + BOS]
+
+
+# %% [markdown]
+# ## 3. Values: numbers that remember where they come from
+#
+# Training asks one question about every parameter: how fast does the loss grow
+# when this parameter grows? The answer is the derivative of the loss with
+# respect to the parameter, its *gradient*.
+#
+# To find it, every number of our computation is a `Value`. A Value remembers
+# the Values it was computed from, its *inputs*, and one *slope* for each of
+# them: how fast the result grows when this input grows. The slopes of single
+# steps are known from school:
+#
+# ```text
+# result          slope of a              slope of b
+# a + b           1                       1
+# a * b           b                       a
+# a ** 3          3 * a ** 2
+# exp(a)          exp(a)
+# log(a)          1 / a
+# relu(a)         1 if a > 0, else 0      (not from school: relu(a)
+#                                         is a if a > 0, else 0)
+# ```
+#
+# The *chain rule* makes the gradients of a long computation from these slopes.
+# We start at the end: the gradient of the loss with respect to itself is 1.
+# Then we go back. Each Value hands to each of its inputs its own gradient times
+# the slope of that input:
+#
+# ```text
+# forward: a = 2, b = 3, c = a * b = 6, loss = c + a = 8
+#
+# going back through      c gets         a gets         b gets
+# loss = c + a            1 * 1 = 1      1 * 1 = 1
+# c = a * b                              1 * 3 = 3      1 * 2 = 2
+#
+# gradient                1              4              2
+# ```
+#
+# Two rules follow. First, a acts on the loss in two ways, so its gradient is
+# the sum of what it gets: gradients are *added up*, never just set. Second, c
+# must have its whole gradient before it hands it on. So everything that was
+# computed from c has to take its turn before c.
+#
+# This order costs nothing if we keep a *tape*: a list of all Values that an
+# operation has made, in the order in which they were made. What is computed
+# from c always stands after c. So we only have to read the tape backwards.
+#
+# The tape grows with every operation. When a computation is over and its
+# gradients have been used, `Value.tape.clear()` forgets it. Older Values keep
+# their numbers, and one can go on computing with them (chapter 11 does so), but
+# no gradient will come back to what they were computed from. Values that no
+# operation has made, such as parameters, never stand on the tape.
+
+# %%
 class Value:
-    """A number that remembers how it was computed.
+    """A number that remembers which Values it was computed from.
 
-    data: the number. grad: its gradient; after loss.backward(), the derivative of loss by it.
-    op: the operation that made it. inputs: a pair (values, slopes), the Values that went in and its
-    derivative by each; several pairs, where the inputs stand in several lists; none for parameters
-    and constants, which are called leaves.
+    data: the number.
+    grad: after loss.backward(), the derivative of the loss with respect to it.
+    inputs: the Values that it was computed from; a parameter has none.
+    slopes: its derivative with respect to each of the inputs.
 
     >>> a, b = Value(2.0), Value(3.0)
     >>> loss = a * b + a
@@ -70,780 +164,2169 @@ class Value:
     >>> loss, a, b
     (Value(data=8.0, grad=1.0), Value(data=2.0, grad=4.0), Value(data=3.0, grad=2.0))
     """
-    __slots__ = ('data', 'grad', 'op', 'inputs', 'birth')  # makes objects smaller and faster
-    births = itertools.count()                             # a clock: counts every Value ever made
 
-    def __init__(self, data, op='', *inputs):
-        self.data, self.grad = data, 0.0
-        self.op, self.inputs = op, inputs
-        self.birth = next(Value.births)
+    __slots__ = ('data', 'grad', 'inputs', 'slopes')  # no others: saves time and memory
+    tape = []  # one list for all Values
 
-    def __repr__(self): return f'Value(data={self.data}, grad={self.grad})'
-    # One shape for all: Value(result, name, (inputs, slopes)). For a**n: n*a**(n-1), a**n*log(a).
+    def __init__(self, data, inputs=(), slopes=()):
+        self.data = data
+        self.grad = 0.0
+        self.inputs = inputs
+        self.slopes = slopes
+        if inputs:
+            Value.tape.append(self)
+
+    def __repr__(self):
+        return f'Value(data={self.data}, grad={self.grad})'
+
+    # Every operation has the same shape: Value(result, inputs, slopes).
+
     def __add__(self, other):
-        other = other if isinstance(other, Value) else Value(other)
-        return Value(self.data + other.data, '+', ((self, other), (1.0, 1.0)))
-    def __mul__(self, other):
-        other = other if isinstance(other, Value) else Value(other)
-        return Value(self.data * other.data, '*', ((self, other), (other.data, self.data)))
-    def __pow__(self, n):
-        if not isinstance(n, Value):
-            return Value(self.data ** n, f'**{n}', ((self,), (n * self.data ** (n - 1),)))
-        power, slope = self.data ** n.data, n.data * self.data ** (n.data - 1)
-        return Value(power, '**', ((self, n), (slope, power * math.log(self.data))))
-    def exp(self): return Value(math.exp(self.data), 'exp', ((self,), (math.exp(self.data),)))
-    def log(self): return Value(math.log(self.data), 'log', ((self,), (1 / self.data,)))
-    def relu(self): return Value(max(self.data, 0.0), 'relu', ((self,), (float(self.data > 0),)))
-    # The rest follows from these. (For 2 - value Python calls value.__rsub__(2), and so on.)
-    def __neg__(self): return self * -1
-    def __sub__(self, other): return self + -other
-    def __truediv__(self, other): return self * other ** -1
-    def __radd__(self, other): return self + other
-    def __rmul__(self, other): return self * other
-    def __rsub__(self, other): return -self + other
-    def __rtruediv__(self, other): return self ** -1 * other
-    def __rpow__(self, other): return Value(other) ** self
+        if not isinstance(other, Value):
+            return Value(self.data + other, (self,), (1.0,))
+        return Value(self.data + other.data, (self, other), (1.0, 1.0))
 
-    def graph(self):
-        """This Value and all that it was computed from, without the leaves, youngest first."""
-        found, new = set(), {self} if self.inputs else set()
-        while new:                                     # back and back, until there is nothing new
-            found |= new
-            behind = set().union(*[values for value in new for values, _ in value.inputs])
-            new = {value for value in behind - found if value.inputs}
-        return sorted(found, key=attrgetter('birth'), reverse=True)
+    def __mul__(self, other):
+        if not isinstance(other, Value):
+            return Value(self.data * other, (self,), (other,))
+        return Value(self.data * other.data, (self, other), (other.data, self.data))
+
+    def __pow__(self, n):
+        return Value(self.data ** n, (self,), (n * self.data ** (n - 1),))
+
+    def exp(self):
+        result = math.exp(self.data)
+        return Value(result, (self,), (result,))
+
+    def log(self):
+        return Value(math.log(self.data), (self,), (1 / self.data,))
+
+    def relu(self):
+        if self.data > 0:
+            return Value(self.data, (self,), (1.0,))
+        return Value(0.0, (self,), (0.0,))
+
+    # The rest follows from these. (For 2 - a, Python calls a.__rsub__(2), and so on.)
+
+    def __neg__(self):
+        return self * -1
+
+    def __sub__(self, other):
+        return self + -other
+
+    def __truediv__(self, other):
+        return self * other ** -1
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+    def __rsub__(self, other):
+        return -self + other
+
+    def __rtruediv__(self, other):
+        return self ** -1 * other
 
     def backward(self):
-        """Add to the grad of each leaf the derivative of this Value by it (set it to 0 before)."""
-        graph = self.graph()
-        for value in graph:
-            value.grad = 0.0
-        self.grad += 1.0                               # += because it may itself be a leaf
-        for value in graph:
-            if grad := value.grad:                     # zero would hand on nothing but zeros
-                for values, slopes in value.inputs:
-                    for source, slope in zip(values, slopes):
-                        source.grad += slope * grad
+        """Find the derivative of this Value with respect to all that it depends on.
 
-# %% Part I, chapter 4: Values with many inputs ---------------------------------------------------
-# A model is mostly weighted sums, w1 * x1 + w2 * x2 + ... + w16 * x16. The operators above would
-# make 31 Values of it, 16 products and 15 sums. But the chain rule asks only for the slope of each
-# input: if w1 grows by 1, the whole sum grows by x1; if x1 does, it grows by w1. The small sums on
-# the way have slope 1 and change nothing. So it may as well be one Value with 32 inputs: the same
-# gradients, many times faster.
-# These functions, and the whole model, also take plain floats for Values. With Values they leave
-# the trail that backward() follows; with floats they only compute, which will do after training.
-# A remark like (n_out, n_in) tells the shape: a list of n_out rows, each a list of n_in numbers.
-def numbers(x): return [value.data for value in x] if isinstance(x[0], Value) else x
-def add(x, y): return [x_i + y_i for x_i, y_i in zip(x, y)]
-def exp(x): return x.exp() if isinstance(x, Value) else math.exp(x)
-def relu(x): return x.relu() if isinstance(x, Value) else max(x, 0.0)
+        Values on the tape start from 0. All others, such as parameters, add the new
+        gradient to the old one. So it can be called for several losses, which are then
+        summed up; to start anew, set the grad of the parameters to 0.
+        """
+        for value in Value.tape:
+            value.grad = 0.0
+        self.grad = 1.0
+        for result in reversed(Value.tape):
+            if result.grad:  # 0 would hand on nothing but zeros
+                for value, slope in zip(result.inputs, result.slopes):
+                    value.grad += slope * result.grad
+
+
+# %% [markdown]
+# ## 4. Many inputs at once
+#
+# A model computes mostly weighted sums, such as
+# `w1 * x1 + w2 * x2 + ... + w16 * x16`, where the *weights* w are parameters.
+# This is the *dot product* of the lists w and x. With the operators above, it
+# would take 31 Values: 16 products and 15 sums.
+#
+# But the chain rule asks only one thing: what is the slope of each input? When
+# x1 grows by 1, the dot product grows by w1, whatever the other terms are; when
+# w1 grows by 1, it grows by x1. So it may as well be *one* Value with 32
+# inputs:
+#
+# ```text
+# x1 * w1 + x2 * w2        inputs    x1    x2    w1    w2
+#                          slopes    w1    w2    x1    x2
+# ```
+#
+# The gradients are the same as with 31 Values: each of the 15 sums would only
+# hand on its gradient times 1. But one Value takes much less time than 31.
+#
+# The shape of a list is written like this: (n,) is a list of n Values, and
+# (n_out, n_in) is a list of n_out rows, each of them a list of n_in Values.
+# Such a list of rows is a *matrix*.
+
+# %%
+def numbers(x):
+    """The plain numbers in a list of Values."""
+    return [x_i.data for x_i in x]
+
+
+def dot(u, v):
+    """The dot product u[0] * v[0] + u[1] * v[1] + ... as one Value. u, v: (n,)."""
+    u_data = numbers(u)
+    v_data = numbers(v)
+    return Value(sum(map(mul, u_data, v_data)), [*u, *v], v_data + u_data)
+
 
 def linear(x, rows):
-    """For each row of weights, the sum of x weighted by it. x: (n_in,), rows: (n_out, n_in)"""
-    if not isinstance(x[0], Value): return [sum(map(mul, row, x)) for row in rows]
-    x_data, rows_data = numbers(x), map(numbers, rows)
-    return [Value(sum(map(mul, row_data, x_data)), 'dot', (row, x_data), (x, row_data))
-            for row, row_data in zip(rows, rows_data)]
+    """The dot products of x with every row. x: (n_in,), rows: (n_out, n_in)."""
+    return [dot(x, row) for row in rows]
+
 
 def total(x):
-    """The sum of a list, as one Value."""
-    return Value(sum(numbers(x)), 'sum', (x, [1.0] * len(x))) if isinstance(x[0], Value) else sum(x)
+    """The sum of a list of Values; every slope is 1."""
+    return Value(sum(numbers(x)), [*x], [1.0] * len(x))
 
-# %% Part I, chapter 5: Parameters ----------------------------------------------------------------
-# A token is a place in the alphabet; its size says nothing. So each token gets a list of n_embd
-# numbers to describe it, its *embedding*, and so does each position. Nobody writes these lists: all
-# parameters are drawn at random, and training makes sense of them (one number may come to say
-# "vowel"). At random, because sums with equal weights would find the same, be corrected alike, and
-# stay equal; small, so that all predictions are about even at first. Their customary names:
-#     wte, wpe        word (here: letter) token and position embedding: a row for each
-#     lm_head         language model head: a row for each token, which scores it as the next one
-#     attn_wq/k/v/o   in each layer, for attention (chapter 7): query, key, value, output
-#     mlp_fc1, _fc2   in each layer, for the MLP (chapter 7), "multi-layer perceptron", an old name;
-#                     "fully connected": each result is a weighted sum of all the inputs
+
+def add(u, v):
+    """The list u[0] + v[0], u[1] + v[1], ..."""
+    return [u_i + v_i for u_i, v_i in zip(u, v)]
+
+
+# %% [markdown]
+# ## 5. Parameters
+#
+# What describes a letter? Its place in the alphabet says nothing about how it
+# is used. So each token gets a list of `n_embd` numbers, its *embedding*. Each
+# position in a name gets one too, because the model would not notice the order
+# of letters otherwise (chapter 7 shows why). Nobody fills these lists by hand.
+# All parameters are drawn at random, and training makes sense of them: one
+# number may come to mean "vowel".
+#
+# They are drawn from a normal distribution with mean 0 and standard deviation
+# 0.08 (taste). Why at random? If all weights were equal, all weighted sums of
+# the same x would be equal, all would be corrected in the same way, and they
+# would stay equal for ever. Why so small? Small weights make small sums, and
+# the first predictions should not have a strong opinion.
+#
+# The matrices have the names that they have in GPT-2, so that you will
+# recognise them elsewhere. (GPT-2 says "word" for token.) *Attention* and *MLP*
+# make a *layer*; chapter 7 explains them:
+#
+# | name | stands for |
+# |---|---|
+# | `wte` | *word token embedding*: a row for each token |
+# | `wpe` | *word position embedding*: a row for each position |
+# | `lm_head` | *language model head*, the last step: scores for all tokens |
+# | `attn_wq`, `attn_wk` | attention: weights for the *query* and the *key* |
+# | `attn_wv`, `attn_wo` | attention: weights for the *value* and the *output* |
+# | `mlp_fc1`, `mlp_fc2` | MLP: *fully connected*, all inputs for each output |
+
+# %%
 class Config(NamedTuple):
-    """The sizes of a model, a matter of taste: larger learns more and takes longer."""
-    n_layer: int = 1       # layers of attention and MLP, each refining the work of the one before
-    n_embd: int = 16       # numbers that describe a token at its position; a multiple of n_head
-    n_head: int = 4        # heads, the parallel searches of attention (no relation of lm_head)
-    block_size: int = 16   # positions; of a longer document only the beginning is used
+    """The sizes of a model (taste): a larger one can learn more and takes longer."""
 
-def shapes(config, vocab_size):
-    """The shape (n_out, n_in) of each parameter matrix. vocab_size: the number of tokens."""
+    n_layer: int = 1  # layers of attention and MLP, one after the other
+    n_embd: int = 16  # numbers that describe a token at its position
+    n_head: int = 4  # parallel searches in attention; n_embd is a multiple of it
+    block_size: int = 16  # positions; of a longer document only the beginning is used
+
+
+def new_model(config, vocab_size, rng):
+    """A model with random parameters: a dict of three matrices and a list of layers."""
+
+    def matrix(n_out, n_in):
+        return [[Value(rng.gauss(0, 0.08)) for _ in range(n_in)] for _ in range(n_out)]
+
     n = config.n_embd
-    shapes = {'wte': (vocab_size, n), 'wpe': (config.block_size, n), 'lm_head': (vocab_size, n)}
-    for i in range(config.n_layer):
-        for name in ('attn_wq', 'attn_wk', 'attn_wv', 'attn_wo'):
-            shapes[f'layer{i}.{name}'] = (n, n)
-        shapes[f'layer{i}.mlp_fc1'] = (4 * n, n)       # 4 times wider and back: custom, so taste
-        shapes[f'layer{i}.mlp_fc2'] = (n, 4 * n)
-    return shapes
+    return {
+        'wte': matrix(vocab_size, n),
+        'wpe': matrix(config.block_size, n),
+        'lm_head': matrix(vocab_size, n),
+        'layers': [
+            {
+                'attn_wq': matrix(n, n),
+                'attn_wk': matrix(n, n),
+                'attn_wv': matrix(n, n),
+                'attn_wo': matrix(n, n),
+                'mlp_fc1': matrix(4 * n, n),  # 4 times as many patterns: taste
+                'mlp_fc2': matrix(n, 4 * n),
+            }
+            for _ in range(config.n_layer)
+        ],
+    }
 
-def new_model(shapes, number):
-    """A dict of matrices, lists of rows of Values. number: a function that returns the next one."""
-    return {name: [[Value(number()) for _ in range(n_in)] for _ in range(n_out)]
-            for name, (n_out, n_in) in shapes.items()}
 
 def parameters(model):
-    """All parameters in one flat list, in the order in which they were drawn."""
-    return [value for matrix in model.values() for row in matrix for value in row]
+    """All parameters of a model in one flat list."""
+    matrices = [model['wte'], model['wpe'], model['lm_head']]
+    for layer in model['layers']:
+        matrices.extend(layer.values())
+    return [p for matrix in matrices for row in matrix for p in row]
 
-# %% Part I, chapter 6: Two tools: softmax and the norm -------------------------------------------
-# softmax turns scores, which may be any numbers, into probabilities: positive, and together 1.
-# exp() makes each score positive, and turns *differences* of scores into *ratios*: one point more
-# is always e = 2.7 times as likely. Taking the highest score off them all changes no difference, so
-# no ratio, but it keeps us from exp(800), too large a number for a float: the largest is exp(0).
-# The highest is a plain number, outside the graph: what changes nothing needs no gradient.
-# rmsnorm scales a list so that the mean of its squares is 1 (RMS: root mean square). Weights suit
-# numbers of a certain magnitude, and serve every x only if all x have the same. The 1e-5 (any tiny
-# number would do) keeps a list of zeros from dividing by zero.
+
+# %% [markdown]
+# ## 6. Two tools
+#
+# ### Softmax: from scores to probabilities
+#
+# The model will give every token a *score*, which may be any number. Softmax
+# makes probabilities from scores: positive numbers whose sum is 1. It takes
+# exp() of each score, which is always positive, and divides by their total:
+#
+# ```text
+# scores                 exp of scores           probabilities
+# 1.0   2.0   3.0        2.72   7.39   20.09     0.09   0.24   0.67
+# 0.0   0.0   0.0        1.00   1.00    1.00     0.33   0.33   0.33
+# ```
+#
+# Why exp()? It is always positive, it grows with the score, and only
+# differences count: one point more always means e = 2.72 times the probability,
+# whatever the other scores are.
+#
+# So we may subtract the highest score from all of them, and no probability
+# changes. We do it because exp(800) is too large for a float; afterwards, the
+# largest is exp(0) = 1. The highest score is taken as a plain number: since the
+# result does not depend on it, no gradient has to flow through it.
+
+# %%
 def softmax(scores):
     """Probabilities (n,) from scores (n,)."""
     highest = max(numbers(scores))
-    ratios = [exp(score - highest) for score in scores]
-    share = total(ratios) ** -1
-    return [ratio * share for ratio in ratios]
+    exps = [(score - highest).exp() for score in scores]
+    inverse = total(exps) ** -1  # to divide by the total, computed once
+    return [exp * inverse for exp in exps]
 
+
+# %% [markdown]
+# ### RMSNorm: keeping numbers at one size
+#
+# The parts of a model read a list x, make weighted sums of it, and often put
+# them through softmax. If x is ten times as large, so are the sums. Here are
+# three lists that differ only in size, and what softmax makes of them:
+#
+# ```text
+# x                      softmax(x)              softmax(rmsnorm(x))
+#  0.01   0.02   0.03    0.33   0.33   0.34      0.20   0.31   0.49
+#  1.00   2.00   3.00    0.09   0.24   0.67      0.20   0.31   0.49
+# 100.0  200.0  300.0    0.00   0.00   1.00      0.20   0.31   0.49
+# ```
+#
+# Small numbers cannot express a preference, and large ones leave no room for
+# doubt. And in training, sizes change all the time: weights that were right for
+# one size would be wrong for the next. So these parts do not read x as it is,
+# but a copy that rmsnorm has scaled: the mean of its squares is 1. (RMS is the
+# "root mean square". The 1e-5 prevents a division by zero if x is all zeros;
+# any tiny number would do: taste.)
+
+# %%
 def rmsnorm(x):
-    """x (n,), scaled to a mean square of 1."""
-    mean_square = linear(x, [x])[0] / len(x)           # x weighted by x is the sum of its squares
+    """x (n,), scaled so that the mean of its squares is 1."""
+    mean_square = dot(x, x) / len(x)  # x twice: the sum of squares
     scale = (mean_square + 1e-5) ** -0.5
     return [x_i * scale for x_i in x]
 
-# %% Part I, chapter 7: The model -----------------------------------------------------------------
-# gpt() reads one token and scores every token as the next. Think of x, n_embd numbers, as a notepad
-# for this position. It begins as what the token is plus where it stands. Each layer adds two notes.
-# Attention fetches from the positions read so far, this one included. From x come three lists: a
-# *query*, what this position looks for; a *key*, what it can be found by; a *value*, what it hands
-# over when found. How well a query fits the key of a position is the sum of their products. These
-# scores go through softmax, and the note is the mean of all values, weighted by the result. Several
-# heads do so at once, each with its own part of the lists. One search gives one mean; with several,
-# one may look for the last vowel and another for the first letter. attn_wo mixes what the heads
-# found, so that any of it can be noted anywhere.
+
+# %% [markdown]
+# ## 7. The model: a transformer
 #
-# The MLP thinks over what is on the notepad, each position by itself. Attention only averages; the
-# MLP can decide. Each of the sums of fc1 looks for a pattern: it is large if x is large in the same
-# places as its weights. relu silences those not above zero, and fc2 makes the note from the rest.
-# Without relu, sums of sums would be just sums again, without any "if".
+# The model reads one token at one position and gives every token a score,
+# called its *logit*: the higher, the likelier it comes next. Think of x, a list
+# of `n_embd` Values, as a *notepad* for this position. At first it says which
+# token was read, and where. Then every layer adds two notes: *attention*
+# fetches something from the positions read so far, and the *MLP* thinks over
+# what is on the notepad. Last, `lm_head` makes the logits from it.
 #
-# Why added to the notepad, and not put in its place? In a sum each term has slope 1: gradients come
-# back through all layers unweakened, and a layer that has not learnt anything yet erases nothing.
-# But notes pile up, so attention and MLP each read a normed copy. (The notepad is itself normed
-# only at its start, and lm_head reads it as it is. GPTs differ in this: taste.)
+# ### Attention: fetching from earlier positions
+#
+# From x, three matrices make three lists by dot products: a *query*, what this
+# position looks for; a *key*, what it can be found by; and a *value*, what it
+# hands over when it is found. (This value is a list of our Values; the word is
+# the field's.)
+#
+# How well does a query fit a key? Their dot product says it: it is large if
+# both lists are large in the same places. It is divided by a constant, which we
+# come to below, and gives the score of the position that the key belongs to.
+# Softmax makes *attention weights* of the scores. The result is the mean of all
+# values, weighted by them. Here we are at the m of "em", with lists of four
+# numbers, and see three positions. The query is 2 0 1 1:
+#
+# ```text
+# position   key          query . key        score         weight   value
+# BOS        0 3 0 0      0+0+0+0 = 0        0 / 2 = 0     0.09     1 0 0 0
+# e          2 1 0 0      4+0+0+0 = 4        4 / 2 = 2     0.67     0 1 0 0
+# m          0 0 1 1      0+0+1+1 = 2        2 / 2 = 1     0.24     0 0 1 1
+#
+# weighted mean of the values                                0.09 0.67 0.24 0.24
+# ```
+#
+# The query finds e, so most of the mean is what e hands over. Each number of
+# the mean is a dot product again: the weights times a *column* of the values.
+#
+# Why divide by 2? For two reasons that belong together. First, softmax must not
+# get scores that are too large. Look at scores ten times as large as these:
+#
+# ```text
+# scores         weights                      if the score of m grows by 0.1,
+#                                             the weight of m grows by
+# 0.0  2.0  1.0     0.09    0.67    0.24      0.02
+# 0.0 20.0 10.0     0.0000  1.0000  0.0000    0.0000
+# ```
+#
+# One position takes everything. Worse, a change of the scores hardly changes
+# the weights: the slopes are nearly 0. Then the gradients are nearly 0 too, and
+# training cannot correct what attention looks at.
+#
+# Second, scores do get larger when lists get longer. The dot product of two
+# lists of n numbers is a sum of n products. Before training their signs are
+# random, so they are like n steps to the right or to the left. How far from the
+# start do these lead? We only ask how the distance grows with n, so let every
+# step have size 1.
+#
+# From a distance d, the next step leads to d + 1 or to d - 1. The squares of
+# these are `d*d + 2*d + 1` and `d*d - 2*d + 1`, and their mean is `d*d + 1`. So
+# `d*d` grows by 1 with each step, and after n steps d is about sqrt(n).
+#
+# So we divide by sqrt(n), here sqrt(4) = 2. Then the length of the lists does
+# not make the scores larger.
+
+# %%
+def attention_weights(query, keys):
+    """How much to take from each position: (positions,), positive, with sum 1.
+
+    query: (n,), keys: (positions, n).
+    """
+    root = len(query) ** 0.5
+    return softmax([score / root for score in linear(query, keys)])
+
+
+# %% [markdown]
+# One such search gives one mean. So several *heads* search side by side, each
+# with its own part of the three lists. With `n_embd` 16 and 4 heads, each part
+# has 4 numbers, the `head_dim`; its square root is the 2 of the example. One
+# head may look for the last vowel, another for the first letter. What they
+# found stands side by side, too, and `attn_wo` mixes it: each number of the
+# note can depend on what every head found.
+#
+# ```text
+# q          0 1 2 3    4 5 6 7    8 9 10 11    12 13 14 15
+# head          0          1           2             3
+# ```
+#
+# The keys and values of this position are kept in a *cache*, because later
+# positions will look at them. This is how positions see each other. The query
+# is not kept: only its own position uses it. And no position can see the
+# future: the keys and values of later positions are not in the cache yet.
+
+# %%
 def new_cache(config):
-    """What is kept of the positions read: for each layer and head, lists of keys, of values (later
-    positions need both; a query has done its work) and of weights (only for us to look at)."""
-    return [[([], [], []) for _ in range(config.n_head)] for _ in range(config.n_layer)]
+    """For every layer, for every head: a list of keys and a list of values, empty."""
+    return [[([], []) for _ in range(config.n_head)] for _ in range(config.n_layer)]
 
-def attention(x, model, layer, heads):
-    """The note (n_embd,) on what x (n_embd,) looks for. heads: this layer's part of the cache."""
-    query, key, value = [linear(x, model[f'{layer}.attn_w{letter}']) for letter in 'qkv']
-    head_dim = len(x) // len(heads)                    # how many numbers each head has
+
+def attention(x, layer, layer_cache):
+    """The first note of a layer: what x finds at the positions so far. x: (n_embd,)."""
+    q = linear(x, layer['attn_wq'])
+    k = linear(x, layer['attn_wk'])
+    v = linear(x, layer['attn_wv'])
+    n_head = len(layer_cache)
+    head_dim = len(x) // n_head
     found = []
-    for h, (keys, values, kept_weights) in enumerate(heads):
-        part = slice(h * head_dim, (h + 1) * head_dim)
-        keys.append(key[part])                         # (positions, head_dim). The future cannot be
-        values.append(value[part])                     # seen: it is not in these lists yet
-        scores = linear(query[part], keys)             # (positions,)
-        # Squared, a sum of n products of random sign is about n squares, as mixed terms cancel: it
-        # grows as sqrt(n). Undivided, one weight nears 1, the rest 0: softmax is flat, no slope.
-        weights = softmax([score / head_dim ** 0.5 for score in scores])
-        kept_weights.append(numbers(weights))
-        columns = list(zip(*values))                   # (head_dim, positions): values, transposed
-        found += linear(weights, columns)              # (head_dim,): the weighted mean of values
-    return linear(found, model[f'{layer}.attn_wo'])
+    for head, (keys, values) in enumerate(layer_cache):
+        part = slice(head * head_dim, (head + 1) * head_dim)
+        keys.append(k[part])  # (positions, head_dim), now with this position
+        values.append(v[part])
+        weights = attention_weights(q[part], keys)
+        columns = zip(*values)  # (head_dim, positions)
+        found += linear(weights, columns)  # the weighted mean of values, (head_dim,)
+    return linear(found, layer['attn_wo'])
 
-def mlp(x, model, layer):
-    """The note (n_embd,) on what follows from x (n_embd,)."""
-    patterns = [relu(pattern) for pattern in linear(x, model[f'{layer}.mlp_fc1'])]
-    return linear(patterns, model[f'{layer}.mlp_fc2'])
 
+# %% [markdown]
+# ### MLP: thinking it over
+#
+# Attention brings together what other positions hand over, but its note is only
+# a mean of it. The MLP can draw conclusions. (The letters mean "multi-layer
+# perceptron"; perceptrons were the first artificial neurons.)
+#
+# Every row of `mlp_fc1` looks for a pattern: its dot product with x is large if
+# x is large in the same places. relu silences the patterns that are not found,
+# those below 0, and `mlp_fc2` makes the note from the others. Without relu,
+# weighted sums of weighted sums would be just weighted sums again, without any
+# "if".
+
+# %%
+def mlp(x, layer):
+    """The second note of a layer: what follows from x. x: (n_embd,)."""
+    patterns = [pattern.relu() for pattern in linear(x, layer['mlp_fc1'])]
+    return linear(patterns, layer['mlp_fc2'])
+
+
+# %% [markdown]
+# ### All together
+#
+# The notepad begins as the sum of two embeddings, that of the token and that of
+# the position. One list has room for both: training can let some numbers tell
+# of the token, and others of the position. Without the position, "ema" and
+# "mea" would look alike at their last letter: it is the same, the letters
+# before it are the same, and a mean does not depend on their order.
+#
+# Why is a note *added* to the notepad, and not put in its place? In a sum,
+# every term has slope 1. So gradients come back through all layers at full
+# strength, and not only through small weights, which would weaken them at each
+# layer. And a layer that has not yet learnt anything erases nothing. (This is
+# called a *residual* connection.)
+#
+# Where is x normed? Notes change the size of the numbers on the notepad, so
+# attention and MLP each read a normed copy. The notepad itself is normed once,
+# at the very beginning: embeddings start small, about 0.1, and the notes would
+# soon outweigh them. (The first copy is then normed twice, which does no harm.)
+# `lm_head` reads the notepad as it is. After a single layer its size has not
+# gone far; larger GPTs norm it here once more (taste).
+
+# %%
 def gpt(model, token, position, cache):
-    """The score of each token as the next one, (vocab_size,). These scores are called logits."""
-    # n_embd numbers have room for both: training can let some tell of the token, some of the place.
+    """The logit of each token, (vocab_size,): its score as the next one."""
     x = rmsnorm(add(model['wte'][token], model['wpe'][position]))
-    for i, heads in enumerate(cache):
-        x = add(x, attention(rmsnorm(x), model, f'layer{i}', heads))
-        x = add(x, mlp(rmsnorm(x), model, f'layer{i}'))
+    for layer, layer_cache in zip(model['layers'], cache):
+        x = add(x, attention(rmsnorm(x), layer, layer_cache))
+        x = add(x, mlp(rmsnorm(x), layer))
     return linear(x, model['lm_head'])
 
-# %% Part I, chapter 8: The loss ------------------------------------------------------------------
-# We look up the probability p that the model gave to the token that really came, and take -log(p):
-# 0 for p = 1, 0.7 for 1/2, 2.3 for 1/10, and without limit towards 0. Why the log? A name is as
-# likely as the *product* of its letters' probabilities, and logs make a *sum* of it: the lower the
-# mean loss, the likelier the name. Untrained, each of 27 tokens gets about 1/27: -log(1/27) = 3.3.
-def cross_entropy(logits, target):
-    """That loss as one Value. target: the token that came. Its slopes: -log(exp(target's logit) /
-    total of all exps) = log(total) - target's logit, and the derivative of this by any logit is
-    exp(that logit) / total, which is that token's probability; less 1 for the target."""
-    p = softmax(numbers(logits))
-    loss = -math.log(p[target] or 5e-324)              # the smallest float, for log(0) is none
-    if not isinstance(logits[0], Value): return loss
-    return Value(loss, 'cross_entropy', (logits, p[:target] + [p[target] - 1] + p[target + 1:]))
 
-def document_losses(model, config, tokens):
-    """The loss of every prediction of a document, of which there are block_size at most."""
-    cache, losses = new_cache(config), []
-    for position in range(min(config.block_size, len(tokens) - 1)):
-        logits = gpt(model, tokens[position], position, cache)
-        losses.append(cross_entropy(logits, tokens[position + 1]))
-    return losses
+# %% [markdown]
+# ## 8. The loss
+#
+# How surprised was the model? We look up the probability p that it gave to the
+# token that really came, and take -log(p):
+#
+# ```text
+# p          1       1/2     1/10    1/27
+# -log(p)    0.00    0.69    2.30    3.30
+# ```
+#
+# It is 0 for a prediction that was certain and right, and grows without limit
+# as p goes to 0. Untrained, the model gives each of 27 tokens about 1/27: its
+# loss starts near 3.3.
+#
+# Why the logarithm? The probability that the model writes a whole name is the
+# *product* of the probabilities of its letters, and the logarithm makes a *sum*
+# of it. So the lower the losses, the more probable are the real names. We take
+# the mean over a name, so that a long name does not count more than a short
+# one. (The unit is the *nat*; with the logarithm to base 2 it would be the
+# bit.)
 
-def document_gradients(model, config, tokens):
-    """The mean loss of a document, a number, and its gradient by each of parameters(model)."""
-    params = parameters(model)
-    for p in params: p.grad = 0.0                      # else gradients of documents would add up
-    losses = document_losses(model, config, tokens)
-    loss = total(losses) / len(losses)
-    loss.backward()
-    return loss.data, [p.grad for p in params]
+# %%
+def document_loss(model, config, tokens):
+    """The mean loss of all predictions for a document, in nats, as one Value."""
+    cache = new_cache(config)
+    losses = []
+    pairs = zip(tokens[: config.block_size], tokens[1:])  # each token and the next
+    for position, (token, target) in enumerate(pairs):
+        probabilities = softmax(gpt(model, token, position, cache))
+        losses.append(-probabilities[target].log())
+    return total(losses) / len(losses)
 
-# %% Part I, chapter 9: From gradients to better parameters ---------------------------------------
-# The plain way is p -= rate * gradient: downhill. *Adam* (Kingma and Ba, 2014) mends two things.
-# One name's gradient g is a hint full of noise. So Adam follows m, a running mean: at each step it
-# keeps 0.85 of itself and takes in 0.15 of g, and noise cancels out. And some gradients are 100
-# times others: no one rate suits all. So m is divided by the root of v, a running mean of g * g: by
-# the usual size of g. The quotient is near 1 or -1 where gradients agree, near 0 where they do not;
-# times `rate`, it is the step. But m begins at 0, and in n steps takes in a share of 1 - 0.85 ** n
-# in all. Divided by this share it is a true mean, written m̂, "m hat"; and so with v and v̂.
+
+# %% [markdown]
+# ## 9. Adam: from gradients to better parameters
+#
+# The gradient g of a parameter tells in which direction the loss grows. The
+# plain way to lower the loss is `parameter -= rate * g`: *gradient descent*.
+# The rate is a small number, because g is only right near the present place.
+# *Adam* (Kingma and Ba, 2014) adds two ideas to it, and a correction.
+#
+# **One name is a noisy hint.** What helps with it may not help with others. So
+# Adam follows m, a running mean of g: at each step m keeps 0.85 of itself
+# (`beta1`) and takes in 0.15 of g. Where names agree, hints add up; where they
+# do not, they cancel out.
+#
+# **Gradients differ a lot in size**, so no rate suits all of them. Adam divides
+# m by the usual size of g: the square root of v, a running mean of g * g that
+# keeps 0.99 of itself (`beta2`). The quotient is near 1 or -1 if the gradients
+# agree, and near 0 if they contradict each other. Times the rate, it is the
+# step.
+#
+# **Running means that start at 0 are too small at first.** If g stays the same,
+# m is 0.15 * g after one step and 0.2775 * g after two, for each step takes in
+# 0.15 of what is still missing. After n steps it is `g * (1 - 0.85 ** n)`, and
+# we divide it by `1 - 0.85 ** n`. The result is called m_hat (on paper, m with
+# a hat); v_hat is made in the same way.
+#
+# ```text
+#      g       m         m_hat     v          v_hat    m_hat / sqrt(v_hat)
+# three equal gradients:
+#      0.5     0.0750     0.500    0.00250    0.250     1.00
+#      0.5     0.1388     0.500    0.00498    0.250     1.00
+#      0.5     0.1929     0.500    0.00743    0.250     1.00
+# two opposite ones:
+#      0.5     0.0750     0.500    0.00250    0.250     1.00
+#     -0.5    -0.0112    -0.041    0.00498    0.250    -0.08
+# ```
+#
+# Equal gradients move a parameter by the whole rate at each step, however large
+# they are. After an opposite one it almost stands still. (When gradients
+# suddenly grow, m takes in 0.15 of the change and v only 0.01, so a step can be
+# somewhat longer than the rate. 0.85, 0.99 and the tiny eps, which keeps us
+# from dividing by 0, are taste.)
+
+# %%
 class Adam:
-    """m and v (in statistics: moments) of each of params, a list of Values; and the steps made."""
-    beta1, beta2, eps = 0.85, 0.99, 1e-8       # taste; eps only prevents dividing by zero
+    """The running means m and v of a list of parameters, and the number of steps."""
+
     def __init__(self, params):
-        self.params, self.m, self.v, self.step = params, [0.0] * len(params), [0.0] * len(params), 0
+        self.params = params
+        self.m = [0.0] * len(params)
+        self.v = [0.0] * len(params)
+        self.step = 0
 
-    def update(self, gradients, rate):
-        """One step: change the data of each parameter, mostly by `rate` or less."""
-        b1, b2, eps, self.step = self.beta1, self.beta2, self.eps, self.step + 1
-        self.m = [b1 * m + (1 - b1) * g for m, g in zip(self.m, gradients)]
-        self.v = [b2 * v + (1 - b2) * g * g for v, g in zip(self.v, gradients)]
-        m_share, v_share = 1 - b1 ** self.step, 1 - b2 ** self.step
-        for p, m, v in zip(self.params, self.m, self.v):
-            p.data -= rate * (m / m_share) / ((v / v_share) ** 0.5 + eps)
+    def update(self, rate, beta1=0.85, beta2=0.99, eps=1e-8):
+        """Move every parameter against its gradient, by about the rate or less."""
+        self.step += 1
+        m, v = self.m, self.v
+        m_correction = 1 - beta1 ** self.step
+        v_correction = 1 - beta2 ** self.step
+        for i, p in enumerate(self.params):
+            g = p.grad
+            m[i] = beta1 * m[i] + (1 - beta1) * g
+            v[i] = beta2 * v[i] + (1 - beta2) * g * g
+            m_hat = m[i] / m_correction
+            v_hat = v[i] / v_correction
+            p.data -= rate * m_hat / (v_hat ** 0.5 + eps)
 
-# %% Part I, chapter 10: Training -----------------------------------------------------------------
-# A document, its gradients, a small step; a thousand times. The rate falls to zero meanwhile: long
-# steps to get near, short ones to settle. (Rate, its fall and the number of steps are taste.)
-def train(adam, gradients_at, steps, learning_rate=0.01, decay=lambda progress: 1 - progress):
-    """Train until `steps` steps are made; a generator of (step, loss) after each of them.
-    gradients_at: a function of the number of steps made, which returns a loss and its gradients."""
-    collecting = gc.isenabled()
-    gc.disable()                       # it looks for reference cycles; Values never form one
-    try:
-        while adam.step < steps:
-            rate = learning_rate * decay(adam.step / steps)
-            loss, gradients = gradients_at(adam.step)
-            adam.update(gradients, rate)
-            yield adam.step, loss
-    finally:
-        if collecting: gc.enable()
 
-# %% Part I, chapter 11: Sampling -----------------------------------------------------------------
-# To write, the model plays the game with itself: from BOS on it predicts, a token is drawn by its
-# probabilities and read as the next, until BOS is drawn. (Always taking the likeliest token would
-# write one name for ever.) Before softmax all scores are divided by a *temperature*: below 1, their
-# differences widen, and the likely becomes likelier; above 1, unlikely tokens get their chance.
-def draw(logits, rng, temperature=0.5):                # 0.5: taste
-    """One token, drawn by chance according to its logits."""
+# %% [markdown]
+# ## 10. Training
+#
+# This is the loop for which everything so far was made. Each step forgets the
+# tape of the step before, computes a loss (*forward*), finds the gradients
+# (*backward*), and moves the parameters (*update*). Two functions tell it which
+# loss to compute and how large the rate is, so the same loop can train on
+# anything.
+#
+# The tape may go, because its gradients have done their work and the next loss
+# will write a new one. What must stay is what has been learnt: the parameters,
+# and Adam's m, v and step. With these, training can go on at any time.
+
+# %%
+def train(adam, loss_at, rate_at, steps):
+    """Train until `steps` steps are made; yields (step, loss) after each of them.
+
+    loss_at: a function from the number of steps made to the next loss, a Value.
+    rate_at: a function from the number of steps made to the next learning rate.
+    """
+    while adam.step < steps:
+        Value.tape.clear()
+        loss = loss_at(adam.step)
+        for p in adam.params:
+            p.grad = 0.0  # or the gradients of all steps would add up
+        loss.backward()
+        adam.update(rate_at(adam.step))
+        yield adam.step, loss.data
+
+
+# %% [markdown]
+# ## 11. Sampling
+#
+# To write a name, the model plays the game with itself. It reads BOS, a token
+# is drawn by the predicted probabilities, the model reads this token, and so
+# on, until BOS is drawn. To take the most probable token each time would give
+# the same name every time. There are other ways to choose (Part II has some),
+# so `sample` asks a function.
+#
+# The *temperature* says how much to leave to chance. All logits are divided by
+# it before softmax. Below 1, their differences become larger, and what is
+# likely gets likelier; above 1, unlikely tokens get their chance.
+#
+# ```text
+# logits             temperature    probabilities
+# 1.0  2.0  3.0      0.5            0.02   0.12   0.87
+# 1.0  2.0  3.0      1.0            0.09   0.24   0.67
+# 1.0  2.0  3.0      2.0            0.19   0.31   0.51
+# ```
+
+# %%
+def draw(logits, temperature, rng):
+    """A token, drawn at random by the probabilities that its logits give it."""
     probabilities = softmax([logit / temperature for logit in logits])
-    return rng.choices(range(len(logits)), weights=probabilities)[0]
+    return rng.choices(range(len(logits)), weights=numbers(probabilities))[0]
 
-def plain(model):
-    """The model with floats for Values. What it computes leaves no trail, and is faster."""
-    return {name: [numbers(row) for row in matrix] for name, matrix in model.items()}
 
-def sample(model, config, choose, prompt=()):
-    """The tokens of a new document, without BOS, at most block_size. choose: a function from logits
-    to a token. prompt: tokens to begin with; they are read like the others, but not chosen."""
-    bos = len(model['wte']) - 1
-    tokens, cache = [bos], new_cache(config)
+def sample(model, config, vocab, choose):
+    """A new document, of block_size characters at the most.
+
+    choose: a function from the logits to the next token.
+    """
+    text = ''
+    token = vocab.index(BOS)
+    cache = new_cache(config)
     for position in range(config.block_size):
-        logits = gpt(model, tokens[position], position, cache)
-        token = prompt[position] if position < len(prompt) else choose(logits)
-        if token == bos: break
-        tokens.append(token)
-    return tokens[1:]
+        Value.tape.clear()  # the numbers in the cache stay; gradients are not needed
+        token = choose(gpt(model, token, position, cache))
+        if vocab[token] == BOS:
+            break
+        text += vocab[token]
+    return text
 
-# %% Part I, chapter 12: Everything together ------------------------------------------------------
-def run(path='input.txt', steps=1000, samples=20, seed=42, config=Config()):
-    """Train on the documents in a file, then print ones that it makes up. Steps, samples: taste."""
+
+# %% [markdown]
+# ## 12. Everything together
+#
+# Read the documents, make a model, train it, and let it write. The learning
+# rate starts at 0.01 and falls to 0: long steps to get near, short ones to
+# settle. (Both are taste, and so are all the defaults.)
+#
+# `python microgpt.py` runs the comfortable version of this, from Part II. To
+# run this one: `python -c "import microgpt; microgpt.main()"`.
+
+# %%
+def main(path='input.txt', steps=1000, samples=20, temperature=0.5, seed=42):
+    """Train on the documents in a file, then print new ones."""
     rng = random.Random(seed)
     docs = load_docs(path)
     rng.shuffle(docs)
-    chars = alphabet(docs)
-    model = new_model(shapes(config, len(chars) + 1), lambda: rng.gauss(0, 0.08))     # 0.08: taste
-    def gradients_at(step):
-        return document_gradients(model, config, encode(docs[step % len(docs)], chars))
-    for step, loss in train(Adam(parameters(model)), gradients_at, steps):
-        if step % 100 == 0: print(f'step {step:4} / {steps} | loss {loss:.4f}')
-    trained = plain(model)
-    for _ in range(samples):
-        tokens = sample(trained, config, lambda logits: draw(logits, rng))
-        print(''.join(chars[token] for token in tokens))
+    vocab = vocabulary(docs)
+    config = Config()
+    model = new_model(config, len(vocab), rng)
 
-# %% Part II, chapter 13: Options -----------------------------------------------------------------
-# A table of all options: name, group (with a star if checkpoints keep it), default, type, help.
-import argparse, array, collections, contextlib, csv, datetime, hashlib, json, multiprocessing
-import operator, os, shutil, signal, statistics, struct, sys, threading, time, types, unicodedata
+    def loss_at(step):
+        doc = docs[step % len(docs)]
+        return document_loss(model, config, encode(doc, vocab))
+
+    def rate_at(step):
+        return 0.01 * (1 - step / steps)
+
+    def choose(logits):
+        return draw(logits, temperature, rng)
+
+    for step, loss in train(Adam(parameters(model)), loss_at, rate_at, steps):
+        if step == 1 or step % 100 == 0:
+            print(f'step {step:4} / {steps} | loss {loss:.4f}')
+    for _ in range(samples):
+        print(sample(model, config, vocab, choose))
+
+
+# %% [markdown]
+# ## 13. From here to a chatbot
+#
+# What you have read is a GPT. What separates it from those that people talk to?
+# First of all, size. Here it is beside two models whose figures are published,
+# an early one and a large recent one:
+#
+# | | microgpt | GPT-2 (2019) | Llama 3.1 (2024) |
+# |---|---|---|---|
+# | parameters | 4,192 | 1.5 billion | 405 billion |
+# | layers | 1 | 48 | 126 |
+# | `n_embd` | 16 | 1,600 | 16,384 |
+# | heads per layer | 4 | 25 | 128 |
+# | positions | 16 | 1,024 | 131,072 |
+# | tokens | 27 characters | 50,257 pieces | 128,256 pieces |
+# | read in training | 1,000 names | 40 GB of web pages | 15 trillion tokens |
+#
+# - **Pieces of words.** Their tokens are frequent sequences of letters, found
+#   in the data beforehand, so that a text has fewer tokens.
+# - **Tensors and GPUs.** Instead of single Values they compute with *tensors*,
+#   whole blocks of numbers, on thousands of processors at once. The chain rule
+#   is the same.
+# - **Training on conversations.** A model that has only read the web continues
+#   any text in some way. To make a chatbot, one trains it further on
+#   conversations, and on what people or programs judge to be good answers.
+#
+# What stays the same: embeddings, attention, MLP, residual additions, the loss
+# -log(p), Adam or a relative, and the game of predicting the next token.
+
+
+# %% [markdown]
+# # Part II: the tool
+#
+# From here on it is ordinary Python around Part I: options, files, pictures. It
+# calls Part I's model, `train` and `sample`, and repeats none of them. The
+# story is told by `run`, at the end.
+#
+# ## 14. Options
+#
+# All options, with their defaults and one line of help each. An option that is
+# not given comes from the checkpoint, if there is one, or else from here.
+
+# %%
+# ruff: noqa: E402 - these imports stand here because Part I does not need them
+import argparse
+import array
+import contextlib
+import csv
+import datetime
+import gc
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import statistics
+import sys
+import tempfile
+import threading
+import time
+import unicodedata
+from collections import Counter, deque
+from itertools import accumulate
 from multiprocessing.connection import wait
 
-class Problem(argparse.ArgumentTypeError): """What the user can mend: a line, an exit status."""
+
+class Problem(Exception):
+    """What the user can mend: one line to be told, and the exit status."""
+
+    def __init__(self, message, status=2):
+        super().__init__(message)
+        self.status = status
+
+
 def say(text, end='\n'):
-    with contextlib.suppress(OSError): print(text, file=sys.stderr, end=end, flush=True)
-def FILE(text): return text
-def TEXT(text): return text
-def usable(doubles): return all(-1e30 < x < 1e30 for x in doubles)
-def flag(name): return '--' + name.replace('_', '-')
-def config_of(settings): return Config(*(settings[name] for name in Config._fields))
+    """Print to stderr, which is for people; stdout is for the names alone."""
+    with contextlib.suppress(OSError):  # stderr is closed: nobody wants to know
+        print(text, file=sys.stderr, end=end, flush=True)
 
-def number(kind, low, high=10 ** 12):
-    """A function that turns an argument into an int or float from low to high."""
-    def convert(text):
-        value = kind(text)
-        if low <= value <= high and value != math.inf: return value
-        raise Problem(f'{text} is not from {low} to {high}')
-    convert.__name__ = 'N' if kind is int else 'X'
-    return convert
 
-N, SIZE, X, SHARE = number(int, 0), number(int, 1), number(float, 0, math.inf), number(float, 0, 1)
-DECAYS = {'linear': lambda progress: 1 - progress, 'constant': lambda progress: 1.0,
-          'cosine': lambda progress: (1 + math.cos(math.pi * progress)) / 2}
-OPTIONS = {name: row for name, *row in (
-    ('data', 'data*', None, FILE, 'file of documents, one a line (input.txt)'),
-    ('val_fraction', 'data*', 0.1, SHARE, 'held out of training'),
-    ('n_layer', 'model*', 1, SIZE, 'layers'),
-    ('n_embd', 'model*', 16, SIZE, 'numbers that describe a token'),
-    ('n_head', 'model*', 4, SIZE, 'attention heads'),
-    ('block_size', 'model*', 16, SIZE, 'positions'),
-    ('seed', 'model*', 42, N, 'where all chance comes from'),
-    ('steps', 'training*', 1000, N, 'training steps in all'),
-    ('batch_size', 'training*', 1, SIZE, 'documents in a step'),
-    ('learning_rate', 'training*', 0.01, X, 'at the first step'),
-    ('decay', 'training*', 'linear', DECAYS, 'how the rate falls'),
-    ('grad_clip', 'training*', 0.0, X, 'largest norm of the gradient; 0: any'),
-    ('epochs', 'running', None, N, 'rounds through the data, in place of steps'),
-    ('workers', 'running', 1, N, 'processes for a batch; 0: one per core'),
-    ('load', 'running', None, FILE, 'checkpoint to go on from'),
-    ('save', 'running', None, FILE, 'checkpoint to write after training'),
-    ('save_every', 'running', 0, N, 'and after every so many steps; 0: never'),
-    ('log', 'running', None, FILE, 'CSV of step, loss, learning rate'),
-    ('samples', 'sampling*', 20, N, 'names to make up'),
-    ('temperature', 'sampling*', 0.5, X, '0: no chance; 1: as learnt; more: wilder'),
-    ('top_k', 'sampling*', 0, N, 'draw from the k likeliest only; 0: all'),
-    ('top_p', 'sampling*', 1.0, SHARE, 'draw from the likeliest with p in all only'),
-    ('prompt', 'sampling*', '', TEXT, 'beginning of every name'),
-    ('min_length', 'sampling*', 0, N, 'no shorter names'),
-    ('max_length', 'sampling*', None, N, 'no longer names'),
-    ('alphabetic', 'sampling*', False, bool, 'names of letters only'),
-    ('unique', 'sampling*', False, bool, 'no name twice'),
-    ('novel', 'sampling*', False, bool, 'no name of the data'),
-    ('inspect', 'pictures', None, TEXT, 'what the model makes of a text'),
-    ('chart', 'pictures', False, bool, 'losses, even if not on a terminal'))}
-KEPT = {name: default for name, (group, default, *_) in OPTIONS.items() if '*' in group}
+class Diverged(Problem):
+    """Training has gone wrong, and its parameters are not worth keeping."""
 
-def parse(argv):
-    """The options given in a list of arguments, and no others, as a dict."""
-    parser = argparse.ArgumentParser(
-        usage='python %(prog)s [options]', argument_default=argparse.SUPPRESS, allow_abbrev=False,
-        epilog='example: python microgpt.py --steps 2000 --save names.safetensors --novel')
-    def error(message): raise Problem(message)
-    parser.error = error
-    groups = {group: parser.add_argument_group(group.strip('*')) for group, *_ in OPTIONS.values()}
-    for name, (group, default, kind, help) in OPTIONS.items():
-        how = ({'action': 'store_true'} if kind is bool else {'choices': kind} if kind is DECAYS
-               else {'type': kind, 'metavar': kind.__name__})
-        shown = '' if str(default) in ('None', 'False', '') else f' ({default})'
-        groups[group].add_argument(flag(name), help=help + shown, **how)
-    return vars(parser.parse_args(argv))
 
-# %% Part II, chapter 14: Files that survive ------------------------------------------------------
-def write_whole(path, data):
-    """Write bytes to a file so that, whatever happens, it holds all of the old ones or the new."""
-    path = os.path.realpath(path)
+ADVICE = 'try a lower --learning-rate, or --grad-clip 1'
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of options whose complaints are Problems."""
+
+    def error(self, message):
+        raise Problem(message)
+
+
+def whole_number(text):
+    """An int from an option's text."""
     try:
-        with open(path + '.new', 'wb') as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(path + '.new', path)
-    finally:
-        with contextlib.suppress(OSError): os.remove(path + '.new')
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number') from None
 
+
+def number(text):
+    """A float from an option's text."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number') from None
+
+
+def file_name(text):
+    """The name of a file from an option's text."""
+    if not text or '\0' in text:
+        raise argparse.ArgumentTypeError('a file name is needed')
+    return text
+
+
+def normal(text):
+    """A text in its usual form, in which é is one character and never two."""
+    return unicodedata.normalize('NFC', text)
+
+
+DECAYS = {
+    'linear': lambda progress: 1 - progress,
+    'cosine': lambda progress: (1 + math.cos(math.pi * progress)) / 2,
+}
+
+
+def option_parser():
+    """The parser of all options."""
+    parser = Parser(
+        prog='microgpt.py',
+        usage='python %(prog)s [options]',
+        epilog='example: python microgpt.py --steps 2000 --save names.safetensors',
+        allow_abbrev=False,
+    )
+    whole = {'type': whole_number, 'metavar': 'N'}
+    real = {'type': number, 'metavar': 'X'}
+    file = {'type': file_name, 'metavar': 'FILE'}
+    text = {'type': normal, 'metavar': 'TEXT'}
+    switch = {'action': argparse.BooleanOptionalAction, 'default': False}
+
+    add = parser.add_argument_group('data').add_argument
+    add('--data', **file, help='documents, one a line (input.txt)')
+    add('--val-fraction', **real, default=0.1, help='share held out of training (0.1)')
+
+    add = parser.add_argument_group('model').add_argument
+    size = Config()
+    add('--n-layer', **whole, default=size.n_layer, help='layers (1)')
+    add('--n-embd', **whole, default=size.n_embd, help='numbers in an embedding (16)')
+    add('--n-head', **whole, default=size.n_head, help='attention heads (4)')
+    add('--block-size', **whole, default=size.block_size, help='positions (16)')
+    add('--seed', **whole, default=42, help='where all chance comes from (42)')
+
+    group = parser.add_argument_group('training')
+    length = group.add_mutually_exclusive_group().add_argument
+    length('--steps', **whole, default=1000, help='training steps in all (1000)')
+    length('--epochs', **whole, help='or: rounds through the documents')
+    add = group.add_argument
+    add('--batch-size', **whole, default=1, help='documents in a step (1)')
+    add('--learning-rate', **real, default=0.01, help='at the first step (0.01)')
+    add('--decay', choices=DECAYS, default='linear', help='how the rate falls (linear)')
+    add('--grad-clip', **real, default=0.0, help='longest gradient; 0: any (0)')
+    add('--workers', **whole, default=1, help='processes for a batch; 0: all cores (1)')
+
+    add = parser.add_argument_group('files').add_argument
+    add('--load', **file, help='checkpoint to go on from')
+    add('--save', **file, help='checkpoint to write')
+    add('--save-every', **whole, default=0, help='also after every N steps; 0: no (0)')
+    add('--log', **file, help='CSV of step, loss, learning rate')
+
+    add = parser.add_argument_group('sampling').add_argument
+    add('--samples', **whole, default=20, help='names to make up (20)')
+    add('--temperature', **real, default=0.5, help='0: no chance; 1: as learnt (0.5)')
+    add('--top-k', **whole, default=0, help='only the k likeliest tokens; 0: all (0)')
+    add('--top-p', **real, default=1.0, help='only the likeliest, with p in all (1)')
+    add('--prompt', **text, default='', help='beginning of every name')
+    add('--min-length', **whole, default=0, help='no shorter names (0)')
+    add('--max-length', **whole, help='no longer names')
+    add('--alphabetic', **switch, help='names of letters only')
+    add('--unique', **switch, help='no name twice')
+    add('--novel', **switch, help='no name of the data')
+    add('--inspect', **text, help='show what the model makes of a text')
+    return parser
+
+
+# The options that a checkpoint keeps, with their types; and the ranges of numbers.
+KEPT = {
+    'data': str, 'val_fraction': float, 'n_layer': int, 'n_embd': int, 'n_head': int,
+    'block_size': int, 'seed': int, 'steps': int, 'batch_size': int,
+    'learning_rate': float, 'decay': str, 'grad_clip': float, 'samples': int,
+    'temperature': float, 'top_k': int, 'top_p': float, 'prompt': str,
+    'min_length': int, 'max_length': int, 'alphabetic': bool, 'unique': bool,
+    'novel': bool,
+}  # fmt: skip
+MANY = 10 ** 12
+LIMITS = {
+    'val_fraction': (0, 1), 'n_layer': (1, 1000), 'n_embd': (1, 10_000),
+    'n_head': (1, 10_000), 'block_size': (1, 1_000_000), 'seed': (0, MANY),
+    'steps': (0, MANY), 'epochs': (0, MANY), 'batch_size': (1, MANY),
+    'learning_rate': (0, MANY), 'grad_clip': (0, MANY), 'workers': (0, 1000),
+    'save_every': (0, MANY), 'samples': (0, MANY), 'temperature': (0, MANY),
+    'top_k': (0, MANY), 'top_p': (0, 1), 'min_length': (0, MANY),
+    'max_length': (0, MANY),
+}  # fmt: skip
+
+
+def flag(name):
+    """The option of a setting: --n-layer for n_layer."""
+    return '--' + name.replace('_', '-')
+
+
+def check_ranges(options):
+    """A Problem if a number among the options is too small or too large."""
+    for name, (low, high) in LIMITS.items():
+        value = getattr(options, name)
+        if value is not None and not low <= value <= high:
+            raise Problem(f'{flag(name)} must be from {low} to {high}, not {value}')
+    rows = options.block_size + 12 * options.n_layer * options.n_embd
+    if rows * options.n_embd > 20_000_000:
+        raise Problem('so many parameters would be too large for plain Python')
+
+
+def check_options(options):
+    """A Problem if options are out of range or contradict each other."""
+    check_ranges(options)
+    if options.n_embd % options.n_head:
+        raise Problem('--n-embd must be a multiple of --n-head')
+    if options.save_every and not options.save:
+        raise Problem('--save-every needs --save')
+    if options.max_length is not None and options.min_length > options.max_length:
+        raise Problem('--min-length is above --max-length')
+    if len(options.prompt) > options.block_size:
+        raise Problem(f'--prompt is longer than --block-size, {options.block_size}')
+
+
+def read_options(argv):
+    """All options, the names of those that were given, and the checkpoint or None."""
+    if any(argument == '--' or argument.endswith('=--') for argument in argv):
+        raise Problem('-- is not an option, nor the value of one')
+    parser = option_parser()
+    defaults = vars(parser.parse_args([]))
+    parser.set_defaults(**dict.fromkeys(defaults))  # so what is not given will be None
+    arguments = vars(parser.parse_args(argv))
+    given = {name: value for name, value in arguments.items() if value is not None}
+    checkpoint = load_checkpoint(given['load']) if 'load' in given else None
+    saved = checkpoint.settings if checkpoint else {}
+    options = argparse.Namespace(**{**defaults, **saved, **given})
+    check_unchanged(options, saved)
+    check_options(options)
+    return options, given, checkpoint
+
+
+def check_unchanged(options, saved):
+    """A Problem if an option contradicts the settings of the checkpoint."""
+    for name in ('val_fraction', *Config._fields):
+        if name in saved and getattr(options, name) != saved[name]:
+            raise Problem(f'{flag(name)} is {saved[name]} for good in {options.load}')
+
+
+# %% [markdown]
+# ## 15. Documents
+#
+# Some documents are *held out*: training never sees them, so the loss on them
+# tells what the model has understood, and not what it has learnt by heart. A
+# document that stands in the file twice, and once in training, is not one of
+# them.
+
+# %%
 NAMES_URL = 'https://raw.githubusercontent.com/karpathy/makemore/master/names.txt'
-def find_data(download):
-    """The path of input.txt: here, or beside the script, or else downloaded to here."""
-    for folder in ['', *([os.path.dirname(__file__)] if '__file__' in globals() else [])]:
-        path = os.path.join(folder, 'input.txt')
-        if os.path.exists(path): return path
-    if not download: return path
-    import http.client, urllib.request                 # slow to import, and seldom needed
+HERE = os.path.dirname(os.path.abspath(__file__)) if '__file__' in globals() else ''
+
+
+class Data:
+    """The documents of a run: for training, held out, and what is known of them."""
+
+    def __init__(self, path, seed, val_fraction):
+        docs = read_docs(path)
+        self.path = os.path.abspath(path)
+        self.digest = hashlib.sha256('\n'.join(docs).encode()).hexdigest()
+        self.vocab = vocabulary(docs)
+        self.n_docs = len(docs)
+        self.known = set(docs)
+        self.rng = random.Random(seed)
+        self.rng.shuffle(docs)
+        n_held_out = min(int(val_fraction * len(docs)), len(docs) - 1)
+        self.train = docs[: len(docs) - n_held_out]
+        trained = set(self.train)
+        self.held_out = [doc for doc in docs[len(self.train) :] if doc not in trained]
+
+
+def read_docs(path):
+    """The documents in a file, normalised; a Problem if they cannot be that."""
+    try:
+        docs = [normal(doc) for doc in load_docs(path)]
+    except UnicodeDecodeError:
+        raise Problem(f'{path}: not a text in UTF-8') from None
+    if not docs:
+        raise Problem(f'{path}: no documents in it')
+    if any('\0' in doc for doc in docs):
+        raise Problem(f'{path}: a binary file, not a text')
+    return docs
+
+
+def download_names():
+    """Write the names of the published microgpt to input.txt, whole or not at all."""
+    import http.client
+    import urllib.request  # slow to import, and seldom needed
+
     say(f'no input.txt: downloading {NAMES_URL}')
     try:
         with urllib.request.urlopen(NAMES_URL, timeout=20) as answer:
-            write_whole('input.txt', answer.read())
+            replace_file('input.txt', answer.read())
     except (OSError, http.client.HTTPException) as error:
-        raise Problem(f'no input.txt, and no download ({error}): give a text file with --data FILE')
+        raise Problem(f'no input.txt, and no download ({error}): see --data') from None
+
+
+def find_data(options, given, checkpoint):
+    """The path of the documents: as given, as in the checkpoint, or input.txt."""
+    if 'data' in given:
+        return options.data
+    if checkpoint and options.data:
+        if not os.path.isfile(options.data):
+            raise Problem(f'{options.data}, its documents, is gone: see --data')
+        return options.data
+    for path in ('input.txt', os.path.join(HERE, 'input.txt')):
+        if os.path.exists(path):
+            return path
+    download_names()
     return 'input.txt'
 
-def read_docs(path, chars):
-    """load_docs(); a Problem if the file is not text, is empty, or has characters not in chars."""
-    try: docs = load_docs(path)
-    except UnicodeDecodeError: raise Problem(f'{path}: not text in UTF-8')
-    if not docs or '\0' in ''.join(docs): raise Problem(f'{path}: empty, or binary')
-    check(''.join(docs), chars or alphabet(docs))
-    return docs
 
-def check(text, chars):
-    """A Problem that names the characters of a text which are not in the vocabulary."""
-    foreign = ''.join(sorted(set(text) - set(chars)))
-    if foreign: raise Problem(f'not in the vocabulary of the model: {foreign[:40]!r}')
+def read_data(options, given, checkpoint):
+    """The Data of a run, or None if it only samples and does not need any."""
+    needed = {'data', 'epochs'} & given.keys() or options.novel
+    if checkpoint and checkpoint.adam.step >= options.steps and not needed:
+        return None
+    path = find_data(options, given, checkpoint)
+    seed = checkpoint.settings['seed'] if checkpoint else options.seed
+    data = Data(path, seed, options.val_fraction)
+    if checkpoint:
+        check_documents(data, options, given, checkpoint)
+    return data
 
-# A checkpoint is a safetensors file: length of the header, header, numbers. Its metadata hold all
-# that it takes to go on, and a SHA-256 of the whole file, computed with NO_HASH in its place.
-NO_HASH, VERSION, LOG = b'0' * 64, 'microgpt 1', 'step,loss,learning_rate\n'
-def layout(settings, chars):
-    """The header's entry of each tensor, in the order of the numbers, and their size in bytes."""
-    entries, end = {}, 0
+
+def check_documents(data, options, given, checkpoint):
+    """A Problem, or a line, if these are not the documents of a checkpoint."""
+    check_characters(data.vocab[:-1], checkpoint.vocab, data.path)
+    if checkpoint.digest in ('', data.digest):  # '': an old checkpoint, which has none
+        return
+    if 'data' not in given:
+        raise Problem(f'{data.path}: not the documents of {options.load}: see --data')
+    say(f'{data.path}: not the documents that {options.load} was trained on')
+
+
+def check_characters(text, vocab, where):
+    """A Problem that names the characters of a text that are not in the vocabulary."""
+    unknown = ''.join(sorted(set(text) - set(vocab[:-1])))
+    if unknown:
+        raise Problem(f'{where}: not in the vocabulary of the model: {unknown[:40]!r}')
+
+
+def document_tokens(doc, run):
+    """The tokens of a document, or of as much of it as the model can read."""
+    return encode(doc[: run.config.block_size], run.vocab)
+
+
+# %% [markdown]
+# ## 16. Files that survive
+#
+# A program can be stopped at any moment, and a disk can be full. So a file is
+# never overwritten. A new one is written beside it, completely, and then takes
+# its name in one step, which the system does at once or not at all: whatever
+# happens, there is a whole file, the old one or the new.
+#
+# A *checkpoint* holds all that it takes to go on exactly: settings, vocabulary,
+# parameters, Adam's m, v and step, and the state of the random generator. Its
+# format is safetensors, which other tools can read: the length of a header, the
+# header in JSON, and then nothing but numbers. Who loads one may have got it
+# from a stranger. So nothing in it is trusted before it has been checked, and
+# nothing is built before its size has been compared with that of the file.
+
+# %%
+def replace_file(path, data):
+    """Write bytes to a file: it has all of them afterwards, or is as it was before."""
+    path = os.path.realpath(path)
+    handle, new = tempfile.mkstemp(dir=os.path.dirname(path), prefix='.microgpt-')
+    try:
+        with open(handle, 'wb') as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if os.path.exists(path):
+            shutil.copymode(path, new)
+        else:
+            os.chmod(new, 0o666 & ~current_umask())
+        os.replace(new, path)
+    except BaseException:
+        os.remove(new)
+        raise
+
+
+def current_umask():
+    """The permissions that new files do not get (the system only tells in exchange)."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
+
+
+def check_writable(path, is_ours, what):
+    """A Problem unless `path` is free for a new file or holds an old one of our own."""
+    path = os.path.realpath(path)
+    try:
+        if os.path.lexists(path) and not os.path.isfile(path):
+            raise Problem(f'{path}: not a file')
+        with tempfile.TemporaryFile(dir=os.path.dirname(path)):
+            pass
+        if len(os.path.basename(path).encode()) > 255 or os.path.exists(path):
+            with open(path, 'rb+'):
+                pass
+    except OSError as error:
+        raise Problem(f'{path}: cannot be written: {error.strerror}') from None
+    if os.path.exists(path) and not is_ours(path):
+        raise Problem(f'{path}: is there already, and is not {what}')
+
+
+VERSION = 'microgpt 1'
+LARGEST_HEADER = 4_000_000
+NO_HASH = '0' * 64  # stands in the header while the hash of the file is computed
+
+
+class Run:
+    """All that a run consists of and a checkpoint keeps."""
+
+    def __init__(self, settings, vocab, rng, digest):
+        self.settings = settings  # a dict of the options named in KEPT
+        self.vocab = vocab
+        self.rng = rng
+        self.digest = digest  # the SHA-256 of the documents
+        self.config = Config(*(settings[name] for name in Config._fields))
+        self.model = new_model(self.config, len(vocab), rng)
+        self.adam = Adam(parameters(self.model))
+
+
+def tensors(model):
+    """A model's matrices by the names that they have in files, in their order."""
+    named = {name: model[name] for name in ('wte', 'wpe', 'lm_head')}
+    for i, layer in enumerate(model['layers']):
+        for name, matrix in layer.items():
+            named[f'layer{i}.{name}'] = matrix
+    return named
+
+
+def header_entries(model):
+    """The header's entry of each tensor: parameters, then Adam's m, then its v."""
+    entries = {}
+    end = 0
     for prefix in ('', 'adam.m.', 'adam.v.'):
-        for name, shape in shapes(config_of(settings), len(chars) + 1).items():
-            at, end = end, end + 8 * shape[0] * shape[1]
-            entries[prefix + name] = {'dtype': 'F64', 'shape': [*shape], 'data_offsets': [at, end]}
-    return entries, end
+        for name, matrix in tensors(model).items():
+            shape = [len(matrix), len(matrix[0])]
+            start, end = end, end + 8 * shape[0] * shape[1]
+            entries[prefix + name] = {
+                'dtype': 'F64', 'shape': shape, 'data_offsets': [start, end]
+            }  # fmt: skip
+    return entries
 
-def save_checkpoint(path, settings, chars, adam, rng):
-    """Write all that a run consists of. An OSError leaves the file as it was."""
-    entries, size = layout(settings, chars)
-    metadata = {'sha256': NO_HASH.decode(), 'version': VERSION, 'vocabulary': chars,
-                'settings': json.dumps({name: settings[name] for name in KEPT}),
-                'step': str(adam.step), 'random': json.dumps(rng.getstate())}
-    header = json.dumps({'__metadata__': metadata, **entries}).encode()
+
+def swap_if_big_endian(doubles):
+    """Turn numbers between this machine's order of bytes and that of files."""
+    if sys.byteorder == 'big':
+        doubles.byteswap()
+
+
+def save_checkpoint(path, run):
+    """Write a run to a file; an OSError leaves the file as it was."""
+    adam = run.adam
+    doubles = array.array('d', [*numbers(adam.params), *adam.m, *adam.v])
+    if not all(abs(x) < 1e30 for x in doubles):
+        raise Diverged(f'step {adam.step} has ruined the model: {ADVICE}', 1)
+    swap_if_big_endian(doubles)
+    metadata = {
+        'version': VERSION,
+        'sha256': NO_HASH,
+        'settings': json.dumps(run.settings),
+        'vocabulary': run.vocab[:-1],
+        'step': str(adam.step),
+        'random': json.dumps(run.rng.getstate()),
+        'documents': run.digest,
+    }
+    entries = {'__metadata__': metadata, **header_entries(run.model)}
+    header = json.dumps(entries).encode()
     header += b' ' * (-len(header) % 8)
-    doubles = struct.pack(f'<{size // 8}d', *numbers(adam.params), *adam.m, *adam.v)
-    whole = struct.pack('<Q', len(header)) + header + doubles
-    write_whole(path, whole.replace(NO_HASH, hashlib.sha256(whole).hexdigest().encode(), 1))
+    whole = len(header).to_bytes(8, 'little') + header + doubles.tobytes()
+    digest = hashlib.sha256(whole).hexdigest()
+    replace_file(path, whole.replace(NO_HASH.encode(), digest.encode(), 1))
+
+
+def parse_json(text):
+    """What a JSON text says; a ValueError if it is none, or would take for ever."""
+
+    def short_int(digits):
+        if len(digits) > 20:
+            raise ValueError('a number is too long')
+        return int(digits)
+
+    try:
+        return json.loads(text, parse_int=short_int)
+    except RecursionError:
+        raise ValueError('nested too deeply') from None
+
+
+def read_header(file, size):
+    """The header of a safetensors file of ours, as a dict, and its metadata."""
+    length = int.from_bytes(file.read(8), 'little')
+    if not 0 < length <= min(size - 8, LARGEST_HEADER):
+        raise ValueError('not a safetensors file')
+    try:
+        header = parse_json(file.read(length))
+    except ValueError:
+        raise ValueError('not a safetensors file') from None
+    if not isinstance(header, dict):
+        raise ValueError('not a safetensors file')
+    metadata = header.pop('__metadata__', None)
+    if not isinstance(metadata, dict) or 'microgpt' not in str(metadata.get('version')):
+        raise ValueError('a safetensors file, but not one of microgpt')
+    if metadata['version'] != VERSION:
+        raise ValueError(f'made by another version, {metadata["version"]!r:.40}')
+    return header, metadata
+
+
+def is_checkpoint(path):
+    """Is there a checkpoint of ours in this file?"""
+    with open(path, 'rb') as file:
+        try:
+            read_header(file, os.path.getsize(path))
+        except ValueError:
+            return False
+    return True
+
+
+def checked_settings(text):
+    """A checkpoint's settings, complete; a ValueError or Problem if impossible."""
+    defaults = vars(option_parser().parse_args([]))
+    settings = parse_json(text)
+    if not isinstance(settings, dict) or not settings.keys() <= KEPT.keys():
+        raise ValueError('it has settings that this version does not know')
+    for name, value in settings.items():
+        if value is None and defaults[name] is None:
+            continue
+        if type(value) is not KEPT[name] or not is_text(str(value)):
+            raise ValueError(f'its {flag(name)} is {value!r:.40}')
+    settings = {**{name: defaults[name] for name in KEPT}, **settings}
+    if settings['decay'] not in DECAYS:
+        raise ValueError(f'its --decay is {settings["decay"]!r:.40}')
+    check_options(argparse.Namespace(**{**defaults, **settings}))
+    return settings
+
+
+def is_text(text):
+    """Can a file have this as its name or contents? (JSON may hold half characters.)"""
+    return not any(char == '\0' or '\ud800' <= char <= '\udfff' for char in text)
+
+
+def checked_run(header, metadata, n_doubles):
+    """A Run as the metadata say, still with random parameters, or a ValueError."""
+    for name in ('settings', 'vocabulary', 'random', 'step'):
+        if not isinstance(metadata.get(name), str):
+            raise ValueError(f'it has no {name}')
+    chars, step = metadata['vocabulary'], metadata['step']
+    if not is_text(chars) or BOS in chars or vocabulary([chars]) != chars + BOS:
+        raise ValueError('its vocabulary is impossible')
+    if not step.isdecimal() or len(step) > 13:
+        raise ValueError('its number of steps is impossible')
+    settings = checked_settings(metadata['settings'])
+    n_embd = settings['n_embd']
+    rows = 2 * len(chars) + settings['block_size'] + 4 * n_embd * settings['n_layer']
+    if 3 * n_embd * rows > n_doubles:  # before anything is built, which would be huge
+        raise ValueError('it is cut off, or its sizes are wrong')
+    digest = str(metadata.get('documents', ''))
+    run = Run(settings, chars + BOS, random.Random(0), digest)
+    check_tensors(header, header_entries(run.model))
+    if 3 * len(run.adam.params) != n_doubles:
+        raise ValueError('it is cut off, or too long')
+    run.adam.step = int(step)
+    set_random_state(run.rng, parse_json(metadata['random']))
+    return run
+
+
+def check_tensors(header, expected):
+    """A ValueError unless a header has the expected entries, and no others."""
+    for name in {**expected, **header}:
+        if header.get(name) != expected.get(name):
+            raise ValueError(f'its tensor {name!r:.40} is not as it should be')
+
+
+def set_random_state(rng, state):
+    """Give a random generator a state that comes from JSON, or raise a ValueError."""
+    try:
+        version, words, gauss = state
+        rng.setstate((version, tuple(words), gauss))
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError('its random state is impossible') from None
+    if gauss is not None and type(gauss) is not float:
+        raise ValueError('its random state is impossible')
+
 
 def load_checkpoint(path):
-    """(settings, chars, model, adam, rng) from a file; a Problem if anything about it is wrong."""
-    def ensure(fact, otherwise):
-        if not fact: raise ValueError(otherwise)
-    if not os.path.isfile(path): raise Problem(f'{path}: no such file')
-    with open(path, 'rb') as file: whole = file.read()
+    """The Run in a file; a Problem says what is wrong if there is none."""
+    if not os.path.isfile(path):
+        raise Problem(f'{path}: no such file')
+    size = os.path.getsize(path)
     try:
-        start = 8 + int.from_bytes(whole[:8], 'little')
-        ensure(8 < start <= len(whole), 'not safetensors: the header is longer than the file')
-        entries = json.loads(whole[8:start])
-        metadata = entries.pop('__metadata__')
-        ensure(metadata['version'] == VERSION, f'version {metadata["version"]} is unknown')
-        settings, chars = json.loads(metadata['settings']), metadata['vocabulary']
-        given = parse([flag(name) + f'={settings[name]}' * (settings[name] is not True)
-                       for name in KEPT if not any(settings[name] is no for no in (None, False))])
-        ensure(settings == {**KEPT, **given} and chars == alphabet(chars), 'impossible settings')
-        config = config_of(settings)
-        ensure(config.n_layer < start and config.n_embd % config.n_head == 0, 'impossible sizes')
-        expected, size = layout(settings, chars)
-        for name in {**expected, **entries}:
-            ensure(entries.get(name) == expected.get(name), f'tensor {name} is not as it should be')
-        ensure(len(whole) == start + size, 'cut off, or too long')
-        digest = metadata['sha256'].encode()
-        ensure(hashlib.sha256(whole.replace(digest, NO_HASH, 1)).hexdigest().encode() == digest,
-               'damaged: the SHA-256 is another')
-        doubles = struct.unpack(f'<{size // 8}d', whole[start:])
-        n, rng = len(doubles) // 3, random.Random()
-        ensure(usable(doubles) and min(doubles[2 * n:]) >= 0, 'numbers are nan or beyond reason')
-        model = new_model(shapes(config, len(chars) + 1), iter(doubles).__next__)
-        adam = Adam(parameters(model))
-        adam.m, adam.v, adam.step = doubles[n:2 * n], doubles[2 * n:], N(metadata['step'])
-        version, state, gauss = json.loads(metadata['random'])
-        rng.setstate((version, tuple(state), gauss))
-        return settings, chars, model, adam, rng
-    except (Problem, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
-            RecursionError) as error:
-        raise Problem(f'{path}: not a usable checkpoint: {error!s:.200}')
+        with open(path, 'rb') as file:
+            header, metadata = read_header(file, size)
+            start = file.tell()
+            run = checked_run(header, metadata, (size - start) / 8)
+            file.seek(0)
+            whole = file.read()
+        digest = str(metadata.get('sha256'))
+        unsigned = whole.replace(digest.encode(), NO_HASH.encode(), 1)
+        if hashlib.sha256(unsigned).hexdigest() != digest:
+            raise ValueError('it is damaged: its SHA-256 is another')
+        doubles = array.array('d')
+        doubles.frombytes(memoryview(whole)[start:])
+        swap_if_big_endian(doubles)
+        fill_run(run, doubles)
+    except ValueError as error:
+        raise Problem(f'{path}: {error}') from None
+    return run
 
-# %% Part II, chapter 15: Looking inside ----------------------------------------------------------
-def graphviz(value, limit=2000):
-    """The graph behind a Value as Graphviz DOT text, leaves as boxes (ValueError above limit)."""
-    edges = [(source, result) for result in value.graph()[::-1]
-             for values, _ in result.inputs for source in values]
-    ids = {v: i for i, v in enumerate(dict.fromkeys([*itertools.chain(*edges), value]))}
-    if len(ids) > limit: raise ValueError(f'{len(ids)} nodes are too many to draw: {limit} at most')
-    nodes = [f'  {i} [label="{v.op or "leaf"}\\ndata {v.data:.4g}\\ngrad {v.grad:.4g}"' +
-             ', shape=box, style=filled' * (not v.inputs) + '];' for v, i in ids.items()]
-    arrows = [f'  {ids[source]} -> {ids[result]};' for source, result in edges]
-    return '\n'.join(['digraph {', '  rankdir=LR;', *nodes, *arrows, '}'])
 
-def cells(text): return sum(1 + (unicodedata.east_asian_width(char) in 'WF') for char in text)
-def right(text, size): return ' ' * (size - cells(text)) + text
-def visible(char, blocks):                             # in a form that can be counted in columns
-    if not blocks or not char.isprintable(): return ascii(char)[1:-1].replace(' ', '_')
-    return '◌' + char if unicodedata.category(char)[0] == 'M' else char.replace(' ', '␣')
+def fill_run(run, doubles):
+    """Give a Run its parameters, m and v; a ValueError if these are none."""
+    n = len(doubles) // 3
+    if not all(abs(x) < 1e30 for x in doubles) or min(doubles[2 * n :]) < 0:
+        raise ValueError('its numbers are beyond reason')
+    for p, x in zip(run.adam.params, doubles):
+        p.data = x
+    run.adam.m = list(doubles[n : 2 * n])
+    run.adam.v = list(doubles[2 * n :])
 
-def picture(model, config, chars, text, size=80, blocks=True, colour=False):
-    """What a model predicts and attends to in a text, as lines of `size` columns, 40 at least."""
-    tokens, cache = encode(text, chars)[:config.block_size + 1], new_cache(config)
-    model = plain(model)
-    predictions = [softmax(gpt(model, token, i, cache)) for i, token in enumerate(tokens[:-1])]
-    names = [visible(char, blocks) for char in chars] + ['¶' if blocks else '|']
-    bits = [-math.log2(p[real] or 5e-324) for p, real in zip(predictions, tokens[1:])]
-    shades, n = '·░▒▓█' if blocks else '.:+#@', len(predictions)
+
+# %% [markdown]
+# ## 17. Training under control
+#
+# A *batch* is several documents in one step: the mean of their gradients is a
+# better hint than one of them. *Clipping* shortens a gradient that is too long,
+# so that one odd document cannot throw the parameters off.
+#
+# The documents of a batch can be shared out among *workers*, processes that run
+# at the same time. Each one computes the gradients of its documents; here they
+# are added up in the order of the documents, whoever was first. So any number
+# of workers gives the same result to the last bit.
+#
+# Part I's `train` never hears of all this. A whole batch is one Value for it,
+# with the parameters as inputs and their mean gradients as slopes.
+
+# %%
+class Stopped(Exception):
+    """A signal has asked the program to stop."""
+
+
+class Signals:
+    """Notes the first Ctrl-C (or SIGTERM, SIGHUP), so that training can stop in order.
+
+    The second one raises KeyboardInterrupt. Signals that are ignored stay ignored, and
+    outside the main thread, where Python allows no handlers, all stays as it is.
+    """
+
+    def __init__(self):
+        self.received = None
+        self.handlers = {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            for name in ('SIGINT', 'SIGTERM', 'SIGHUP'):
+                number = getattr(signal, name, None)  # Windows has no SIGHUP
+                if number and signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self.handlers[number] = signal.signal(number, self.note)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def note(self, number, _):
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = number
+        with contextlib.suppress(OSError):  # print() must not be used in a handler
+            os.write(2, b'\nstopping in order; once more: stopping at once\n')
+
+    def check(self):
+        if self.received:
+            raise Stopped
+
+
+def finite_loss(model, config, tokens):
+    """document_loss(), or nan where a number has become too large or too small."""
+    Value.tape.clear()
+    try:
+        return document_loss(model, config, tokens)
+    except (ValueError, ArithmeticError):  # from log(0) and the like
+        return Value(math.nan)
+
+
+def document_gradients(model, config, params, tokens):
+    """The mean loss of a document, a number, and the gradients of all parameters."""
+    loss = finite_loss(model, config, tokens)
+    for p in params:
+        p.grad = 0.0
+    loss.backward()
+    return loss.data, [p.grad for p in params]
+
+
+def work(pipe, config, vocab_size):
+    """A worker process: gradients for the documents that come through a pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
+    gc.disable()
+    model = new_model(config, vocab_size, random.Random(0))
+    params = parameters(model)
+    with contextlib.suppress(EOFError, OSError):  # the main process has ended
+        while True:
+            data, batch = pipe.recv()
+            for p, x in zip(params, data):
+                p.data = x
+            for place, tokens in batch:
+                loss, gradients = document_gradients(model, config, params, tokens)
+                pipe.send((place, loss, array.array('d', gradients)))
+
+
+@contextlib.contextmanager
+def children_ignore_ctrl_c():
+    """Processes started here ignore Ctrl-C from the first moment; for us it is kept."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or not hasattr(signal, 'pthread_sigmask'):
+        yield  # work() alone has to see to it
+        return
+    from multiprocessing import resource_tracker  # when it starts, it unblocks signals
+
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+class Workers:
+    """Processes that compute the gradients of a batch together."""
+
+    def __init__(self, count, config, vocab_size):
+        context = multiprocessing.get_context('spawn')
+        self.pipes = []
+        self.processes = []
+        with children_ignore_ctrl_c():
+            for _ in range(count):
+                ours, theirs = context.Pipe()
+                process = context.Process(
+                    target=work, args=(theirs, config, vocab_size), daemon=True
+                )
+                process.start()
+                theirs.close()
+                self.pipes.append(ours)
+                self.processes.append(process)
+
+    def gradients(self, params, batch, signals):
+        """document_gradients() for each list of tokens in a batch, in its order."""
+        data = array.array('d', numbers(params))
+        ranked = sorted(enumerate(batch), key=lambda item: -len(item[1]))
+        results = [None] * len(batch)
+        missing = len(batch)
+        try:
+            for i, pipe in enumerate(self.pipes):
+                pipe.send((data, ranked[i :: len(self.pipes)]))
+            while missing:
+                for pipe in wait(self.pipes, timeout=1):
+                    place, loss, gradients = pipe.recv()
+                    results[place] = loss, gradients
+                    missing -= 1
+                signals.check()
+        except (EOFError, OSError):
+            signals.check()
+            raise Problem('a worker process has died', 1) from None
+        return results
+
+    def close(self):
+        for process in self.processes:
+            process.terminate()
+
+
+class Lesson:
+    """What train() asks for: the loss and the learning rate of each step."""
+
+    def __init__(self, run, options, docs, signals, workers):
+        self.run = run
+        self.options = options
+        self.docs = docs
+        self.signals = signals
+        self.workers = workers
+        self.nats = 0.0  # of the last step, summed up over its predictions
+        self.predictions = 0
+
+    def rate_at(self, step):
+        progress = step / self.options.steps
+        return self.options.learning_rate * DECAYS[self.options.decay](progress)
+
+    def loss_at(self, step):
+        """The loss of a step as a Value whose backward() finds all gradients."""
+        self.signals.check()
+        size = self.options.batch_size
+        batch = [
+            document_tokens(self.docs[i % len(self.docs)], self.run)
+            for i in range(step * size, (step + 1) * size)
+        ]
+        if size == 1 and not self.options.grad_clip:
+            loss = finite_loss(self.run.model, self.run.config, batch[0])
+            self.note_losses(step, batch, [loss.data])
+            return loss
+        results = self.gradients(batch)
+        self.note_losses(step, batch, [loss for loss, _ in results])
+        Value.tape.clear()
+        mean_loss = sum(loss for loss, _ in results) / size
+        columns = zip(*(gradients for _, gradients in results))
+        gradients = self.clipped([sum(column) / size for column in columns])
+        return Value(mean_loss, self.run.adam.params, gradients)
+
+    def gradients(self, batch):
+        """document_gradients() for each list of tokens in a batch."""
+        params = self.run.adam.params
+        if self.workers:
+            return self.workers.gradients(params, batch, self.signals)
+        results = []
+        for tokens in batch:
+            self.signals.check()
+            results.append(
+                document_gradients(self.run.model, self.run.config, params, tokens)
+            )
+        return results
+
+    def clipped(self, gradients):
+        """The gradients, shortened where they are longer than --grad-clip."""
+        longest = self.options.grad_clip
+        length = math.sqrt(sum(g * g for g in gradients)) if longest else 0.0
+        if length <= longest:
+            return gradients
+        return [g * longest / length for g in gradients]
+
+    def note_losses(self, step, batch, losses):
+        counts = [n_predictions(tokens, self.run.config) for tokens in batch]
+        self.nats = sum(loss * n for loss, n in zip(losses, counts))
+        self.predictions = sum(counts)
+        if not math.isfinite(self.nats):
+            raise Diverged(f'step {step + 1}: the loss is no number: {ADVICE}', 1)
+
+
+def n_predictions(tokens, config):
+    """How many predictions document_loss() makes for these tokens."""
+    return min(config.block_size, len(tokens) - 1)
+
+
+# %% [markdown]
+# ## 18. Progress and log
+#
+# The loss of one step says little, for names differ: some are hard to guess. So
+# we show the mean over the predictions of the last hundred steps, which is the
+# same kind of mean as that over the held-out documents. And because nothing
+# shows learning as well as the names that come out, the line on a terminal ends
+# with one that the model makes up at that moment.
+
+# %%
+class Screen:
+    """What the terminal at stderr can show."""
+
+    def __init__(self):
+        self.moves = sys.stderr.isatty() and os.environ.get('TERM') != 'dumb'
+        self.colour = self.moves and not os.environ.get('NO_COLOR')
+        if sys.stderr.isatty():
+            size = os.get_terminal_size(sys.stderr.fileno())
+        else:
+            size = shutil.get_terminal_size()
+        self.columns = min(size.columns or 80, 1000)
+        self.unicode = (sys.stderr.encoding or '').lower().startswith('utf')
+
+
+class Progress:
+    """Shows on stderr how training goes, and remembers the losses for loss_chart()."""
+
+    def __init__(self, run, options, screen):
+        self.run = run
+        self.steps = options.steps
+        self.screen = screen
+        self.first = run.adam.step
+        self.began = self.shown = time.monotonic()
+        self.recent = deque(maxlen=100)  # (nats, predictions) of the last steps
+        self.curve = [[0.0, 0] for _ in range(400)]  # sums of 400 parts of the run
+        self.rng = random.Random(0)  # a stream of its own, so that nothing else changes
+        self.name = ''
+        self.named = 0.0
+
+    def mean_loss(self):
+        return sum(n for n, _ in self.recent) / sum(n for _, n in self.recent)
+
+    def note(self, step, loss, lesson):
+        """Take in a step, and show it if it is time to."""
+        self.recent.append((lesson.nats, lesson.predictions))
+        part = (step - self.first - 1) * len(self.curve) // (self.steps - self.first)
+        self.curve[part][0] += lesson.nats
+        self.curve[part][1] += lesson.predictions
+        now = time.monotonic()
+        if self.screen.moves:
+            if now > self.shown + 0.05 or step == self.steps:
+                self.shown = now
+                self.show_line(step, now)
+        elif step % 100 == 0 or step in (self.first + 1, self.steps):
+            say(self.line(step, loss, now))
+
+    def speed(self, step, now):
+        """How many steps are made in a second, and how much time is left."""
+        speed = (step - self.first) / max(now - self.began, 1e-9)
+        left = datetime.timedelta(seconds=int((self.steps - step) / speed))
+        return f'{speed:.3g} steps/s | {left} left'
+
+    def line(self, step, loss, now):
+        return (
+            f'step {step:{len(str(self.steps))}} / {self.steps} | loss {loss:.4f} | '
+            f'mean {self.mean_loss():.4f} | {self.speed(step, now)}'
+        )
+
+    def show_line(self, step, now):
+        """Rewrite the line on the terminal, with a bar and a name of this moment."""
+        if now > self.named + 0.5:
+            self.named = now
+            run = self.run
+            self.name = sample(run.model, run.config, run.vocab, self.choose)
+        bar = ('#' * (10 * step // self.steps)).ljust(10, '.')
+        line = f'{bar} {step} / {self.steps} | loss {self.mean_loss():.4f} | '
+        line += f'{self.speed(step, now)} | {escaped(self.name)}'
+        say('\r\033[K' + cut(line, self.screen.columns - 1), end='')
+
+    def choose(self, logits):
+        return draw(logits, 0.5, self.rng)
+
+    def end(self):
+        if self.screen.moves and self.recent:
+            say('')
+
+    def losses(self):
+        """The mean losses of the parts of the run, those without a step left out."""
+        return [nats / n for nats, n in self.curve if n]
+
+
+class Log:
+    """A CSV file with a row for each step: step, loss, learning rate."""
+
+    HEADER = 'step,loss,learning_rate\n'
+
+    def __init__(self, path, step):
+        self.path = path
+        self.failed = False
+        self.file = None
+        if path:
+            rows = self.rows_so_far(step)
+            replace_file(path, ''.join([self.HEADER, *rows]).encode())
+            self.file = open(path, 'a', buffering=1, encoding='utf-8', newline='')
+            self.writer = csv.writer(self.file, lineterminator='\n')
+
+    def rows_so_far(self, step):
+        """The rows of the log that is there, if it is that of this run up to a step."""
+        rows = read_log(self.path)
+        kept = [row for number, row in rows if number <= step]
+        if rows and step == 0 or kept and rows[len(kept) - 1][0] != step:
+            raise Problem(f'{self.path}: has the log of another run already')
+        if len(kept) < len(rows):
+            dropped = len(rows) - len(kept)
+            say(f'{self.path}: {dropped} rows after step {step}, now to be made again')
+        return kept
+
+    def write(self, *row):
+        """Add a row. If it cannot be written, say so once, and let training go on."""
+        if not self.file:
+            return
+        try:
+            self.writer.writerow(row)
+        except OSError as error:
+            say(f'microgpt: {self.path}: {error.strerror}: no more rows')
+            self.failed = True
+            self.close()
+
+    def close(self):
+        if self.file:
+            with contextlib.suppress(OSError):  # of a row that could not be written
+                self.file.close()
+            self.file = None
+
+
+def read_log(path):
+    """The rows of a log, each with the number of its step; none if there is no file."""
+    if not os.path.exists(path):
+        return []
+    with open(path, encoding='utf-8') as file:
+        lines = [line for line in file if line != Log.HEADER and line.endswith('\n')]
+    try:
+        return [(int(line.split(',')[0]), line) for line in lines]
+    except ValueError:
+        raise Problem(f'{path}: not a log of microgpt') from None
+
+
+def is_log(path):
+    """Is there nothing in this file, or a log of ours?"""
+    with open(path, encoding='utf-8', errors='replace') as file:
+        return file.readline() in ('', Log.HEADER)
+
+
+# %% [markdown]
+# ## 19. Sampling under control
+#
+# The model knows thousands of names that nobody would call a name: each is
+# improbable, but together they are drawn now and then. *Top-k* leaves only the
+# k likeliest tokens to choose from. *Top-p* (Holtzman et al., 2019) leaves as
+# many as have the probability p together: many where the model is in doubt, and
+# one where it is sure.
+
+# %%
+def escaped(text):
+    """A text without control characters, which could do anything to a terminal."""
+    return ''.join(
+        char if unicodedata.category(char) not in ('Cc', 'Cs') else repr(char)[1:-1]
+        for char in text
+    )
+
+
+def restrict(logits, temperature, top_k, top_p):
+    """The tokens that may be drawn, in ascending order."""
+    scores = numbers(logits)
+    kept = sorted(range(len(scores)), key=lambda token: -scores[token])
+    if temperature < 1e-6:
+        return kept[:1]
+    if top_k:
+        kept = kept[:top_k]
+    if top_p < 1:
+        probabilities = softmax([logits[token] / temperature for token in kept])
+        sums = accumulate(numbers(probabilities))
+        kept = kept[: 1 + sum(p < top_p for p in sums)]
+    return sorted(kept)
+
+
+def sample_as(options, run):
+    """A name that begins with the prompt and is drawn as the options say."""
+    prompt = iter(options.prompt)
+
+    def choose(logits):
+        char = next(prompt, None)
+        if char is not None:
+            return run.vocab.index(char)
+        kept = restrict(logits, options.temperature, options.top_k, options.top_p)
+        if len(kept) == 1:
+            return kept[0]
+        allowed = [logits[token] for token in kept]
+        return kept[draw(allowed, options.temperature, run.rng)]
+
+    return sample(run.model, run.config, run.vocab, choose)
+
+
+def is_alphabetic(name):
+    """Does a name consist of letters, and of the marks that belong to letters?"""
+    return name != '' and all(unicodedata.category(char)[0] in 'LM' for char in name)
+
+
+def why_refused(name, options, printed, known):
+    """The option that a name does not satisfy, or None."""
+    if len(name) < options.min_length:
+        return '--min-length'
+    if options.max_length is not None and len(name) > options.max_length:
+        return '--max-length'
+    if options.alphabetic and not is_alphabetic(name):
+        return '--alphabetic'
+    if options.unique and name in printed:
+        return '--unique'
+    if options.novel and name in known:
+        return '--novel'
+    return None
+
+
+def make_names(run, options, known):
+    """Names as the options want them, one by one; says what is missing at the end."""
+    made = set()
+    refused = Counter()
+    missing = options.samples
+    for _ in range(max(1000, 100 * options.samples)):
+        if not missing:
+            return
+        name = normal(sample_as(options, run))
+        reason = why_refused(name, options, made, known)
+        if reason:
+            refused[reason] += 1
+            continue
+        made.add(name)
+        missing -= 1
+        yield name
+    if missing:
+        reasons = ', '.join(f'{n} by {reason}' for reason, n in refused.most_common())
+        say(f'{missing} names are missing, for too many were refused: {reasons}')
+
+
+def print_names(run, options, data):
+    """Print the names, and say how many of them are new."""
+    if options.samples and sys.stdout is None:
+        raise Problem('standard output is closed')
+    known = data.known if data else set()
+    printed = new = 0
+    for name in make_names(run, options, known):
+        print(escaped(name), flush=True)
+        printed += 1
+        new += name not in known
+    if printed and data:
+        say(f'{new} of {printed} names are new (not in the data)')
+
+
+# %% [markdown]
+# ## 20. Pictures
+#
+# What has the model learnt, and what is it doing? `--inspect TEXT` shows,
+# letter by letter, what it expected and what came, and where each head of
+# attention looked. After training on a terminal, a chart shows how the loss
+# fell. And `graphviz` draws the graph of a computation, as chapter 3 explains
+# it, with the slope on every arrow.
+
+# %%
+def cells(text):
+    """How many columns of a terminal a text takes; East Asian characters take two."""
+    wide = sum(unicodedata.east_asian_width(char) in 'WF' for char in text)
+    marks = sum(unicodedata.category(char) in ('Mn', 'Me') for char in text)
+    return len(text) + wide - marks
+
+
+def cut(text, columns):
+    """As much of a text as fits into some columns."""
+    while cells(text) > columns:
+        text = text[:-1]
+    return text
+
+
+def right(text, columns):
+    """A text, filled up with spaces on its left."""
+    return ' ' * (columns - cells(text)) + text
+
+
+def visible(char, screen):
+    """A character in a form that can be seen and counted in columns."""
+    if char == BOS:
+        return '¶' if screen.unicode else '|'
+    if not char.isprintable() or not (screen.unicode or char.isascii()):
+        return ascii(char)[1:-1]
+    if unicodedata.category(char)[0] == 'M':
+        return '◌' + char
+    return char.replace(' ', '␣' if screen.unicode else '_')
+
+
+@contextlib.contextmanager
+def recorded_attention():
+    """A list to which every call of attention_weights() adds its result meanwhile."""
+    global attention_weights
+    original = attention_weights
+    record = []
+
+    def recorder(query, keys):
+        weights = original(query, keys)
+        record.append(numbers(weights))
+        return weights
+
+    attention_weights = recorder
+    try:
+        yield record
+    finally:
+        attention_weights = original
+
+
+def watch(run, text):
+    """A text's tokens, the probabilities predicted at each of them, and attention maps.
+
+    A map belongs to one head of one layer and has a row of weights for each position.
+    """
+    config = run.config
+    tokens = document_tokens(text, run)[: config.block_size + 1]
+    cache = new_cache(config)
+    predictions = []
+    with recorded_attention() as record:
+        for position, token in enumerate(tokens[:-1]):
+            Value.tape.clear()
+            logits = gpt(run.model, token, position, cache)
+            predictions.append(numbers(softmax(logits)))
+    n_maps = config.n_layer * config.n_head
+    return tokens, predictions, [record[i::n_maps] for i in range(n_maps)]
+
+
+def prediction_table(tokens, predictions, names, screen):
+    """Lines: what was read and what came next, how probable, and what was likeliest."""
     wide = max(cells(names[token]) for token in tokens)
     column = max(4, wide)
-    best = max(1, min(3, (size - 2 * column - 13) // (wide + 5)))
-    room = (size - 2 * column - 13) // best - wide - 6
-    yield f'{names[-1]} stands for BOS' + f'; cut to {n} of {len(text) + 1} rows' * (n <= len(text))
+    space = screen.columns - 2 * column - 13
+    shown = max(1, min(3, space // (wide + 5)))  # candidates
+    room = space // shown - wide - 6  # for the bar of each
     yield f'{"read":>{column}} {"next":>{column}}     p  bits  likeliest'
-    for read, real, p, b in zip(tokens, tokens[1:], predictions, bits):
-        line = f'{right(names[read], column)} {right(names[real], column)}{p[real]:6.1%}{b:6.2f}'
-        for token in sorted(range(len(p)), key=lambda token: -p[token])[:best]:
-            bar = (' ' + shades[4] * math.ceil(p[token] * room)).ljust(room + 1)[:room + 1]
+    for read, real, p in zip(tokens, tokens[1:], predictions):
+        line = f'{right(names[read], column)} {right(names[real], column)}'
+        line += f'{p[real]:6.1%}{surprise(p[real]):6.2f}'
+        for token in sorted(range(len(p)), key=lambda token: -p[token])[:shown]:
+            bar = bar_of(p[token], room, screen)
             item = f' {right(names[token], wide)}{p[token]:4.0%}{bar}'
-            line += f'\033[1m{item}\033[0m' if colour and token == real else item
+            bold = screen.colour and token == real
+            line += f'\033[1m{item}\033[0m' if bold else item
         yield line.rstrip()
-    yield f'{sum(bits):.2f} bits, {sum(bits) / n:.4f} per character'
-    step = 2 if wide == 1 and 2 * n + 2 <= size else wide
-    shown = max(1, min(n, (size - wide - 1) // step))
-    yield f'attention, {shades[0]} 0% to {shades[4]} 100%' + f'; first {shown} of {n}' * (shown < n)
-    head = right('', wide) + ' ' + ''.join(right(names[token], step) for token in tokens[:shown])
-    maps = [(f'L{i}H{h}', rows) for i, heads in enumerate(cache)
-            for h, (_, _, rows) in enumerate(heads)]
-    side_by_side = max(1, (size + 2) // (cells(head) + 2))
-    for first in range(0, len(maps), side_by_side):
-        group = maps[first:first + side_by_side]
-        yield '  '.join(title.ljust(cells(head)) for title, _ in group).rstrip()
-        yield '  '.join([head] * len(group))
-        for t in range(shown):
-            lines = (''.join(shades[round(4 * p)] * step for p in rows[t]) for _, rows in group)
-            label = right(names[tokens[t]], wide) + ' '
-            yield '  '.join(label + line.ljust(step * shown) for line in lines).rstrip()
+    bits = sum(surprise(p[real]) for real, p in zip(tokens[1:], predictions))
+    yield f'{bits:.2f} bits, {bits / len(predictions):.4f} per character'
 
-def chart(curve, first, last, held_out, size=80, blocks=True):
-    """Losses as lines of text. curve: mean losses of equal parts of the steps first to last."""
-    dot, dash, side, corner = '●─│└' if blocks else '*-|+'
-    n, reach = max(1, min(size - 11, len(curve))), 1 + len(curve) // 20
-    smooth = [statistics.fmean(curve[max(0, i - reach):i + 1]) for i in range(len(curve))]
-    points = [smooth[i * len(curve) // n] for i in range(n)]
-    levels = points + [held_out] * (held_out is not None)
-    low, height = min(levels), (max(levels) - min(levels)) / 9 or 1
-    for row in range(9, -1, -1):
-        level = dash if held_out is not None and round((held_out - low) / height) == row else ' '
-        line = ''.join(dot if round((point - low) / height) == row else level for point in points)
-        yield f'{low + row * height:8.4f} {side}{line}'.rstrip()
-    yield f'    step {corner}{dash * n}'
-    yield f'{first:>11}{last:>{max(2, n - 1)}}'
-    yield f'{dot} training loss' + f'  {dash} held-out loss' * (held_out is not None)
 
-# %% Part II, chapter 16: All the cores -----------------------------------------------------------
-def work(pipe, config, vocab_size):
-    """A worker process: from parameters and documents to gradients, until its parent ends."""
-    parent = multiprocessing.parent_process().sentinel
-    threading.Thread(target=lambda: wait([parent]) and os._exit(1), daemon=True).start()
-    gc.disable()
-    model = new_model(shapes(config, vocab_size), float)
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            data, place, tokens = pipe.recv()
-            for p, x in zip(parameters(model), array.array('d', data)): p.data = x
-            loss, gradients = document_gradients(model, config, tokens)
-            pipe.send_bytes(array.array('d', [place, loss, *gradients]))
+def surprise(p):
+    """-log2(p), in bits."""
+    return -math.log2(max(p, sys.float_info.min))
 
-def start_workers(n, config, vocab_size):              # the pipes to n new processes
-    context, pipes = multiprocessing.get_context('spawn'), []
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)          # Ctrl-C is for the parent alone
-    for _ in range(n):
-        mine, theirs = context.Pipe()
-        context.Process(target=work, args=(theirs, config, vocab_size), daemon=True).start()
-        theirs.close()
-        pipes.append(mine)
-    signal.signal(signal.SIGINT, before)
-    return pipes
 
-def shared_gradients(pipes, params, batch):
-    """document_gradients() of each list of tokens in batch, in this order, from the workers."""
-    data, results = array.array('d', numbers(params)).tobytes(), {}
-    todo = sorted(enumerate(batch), key=lambda item: len(item[1]))     # its end, the longest, first
+def bar_of(p, room, screen):
+    """A bar for a probability, with a space before it, if there is room for one."""
+    if room < 1:
+        return ''
+    return ' ' + (('█' if screen.unicode else '@') * math.ceil(p * room)).ljust(room)
+
+
+def attention_maps(tokens, maps, n_head, names, screen):
+    """Lines: for each layer and head, how much a position takes from those so far."""
+    shades = '·░▒▓█' if screen.unicode else '.:+#@'
+    n = len(tokens) - 1
+    wide = max(cells(names[token]) for token in tokens)
+    step = 2 if wide == 1 and 2 * n + 2 <= screen.columns else wide
+    shown = max(1, min(n, (screen.columns - wide - 1) // step))
+    note = f'; first {shown} of {n}' if shown < n else ''
+    yield f'attention, {shades[0]} 0% to {shades[-1]} 100%{note}'
+    labels = [right(names[token], wide) + ' ' for token in tokens[:shown]]
+    head = right('', wide + 1) + ''.join(right(names[t], step) for t in tokens[:shown])
+    blocks = []
+    for i, rows in enumerate(maps):
+        title = f'L{i // n_head}H{i % n_head}'.ljust(cells(head))
+        shaded = shaded_rows(rows[:shown], shades, step)
+        blocks.append([title, head, *map(''.join, zip(labels, shaded))])
+    yield from side_by_side(blocks, max(1, (screen.columns + 2) // (cells(head) + 2)))
+
+
+def shaded_rows(rows, shades, step):
+    """Rows of probabilities as rows of shades, filled up to the same width."""
+    for row in rows:
+        shaded = ''.join(shades[round((len(shades) - 1) * p)] * step for p in row)
+        yield shaded.ljust(step * len(rows))
+
+
+def side_by_side(blocks, count):
+    """The lines of blocks of text, `count` blocks beside each other."""
+    for first in range(0, len(blocks), count):
+        for lines in zip(*blocks[first : first + count]):
+            yield '  '.join(lines).rstrip()
+
+
+def picture(run, text, screen):
+    """Lines that show what a model predicts in a text, and where it looks."""
+    tokens, predictions, maps = watch(run, text)
+    names = [visible(char, screen) for char in run.vocab]
+    n = len(predictions)
+    note = f'; cut to {n} of {len(text) + 1} rows' if n <= len(text) else ''
+    yield f'{names[-1]} stands for BOS{note}'
+    yield from prediction_table(tokens, predictions, names, screen)
+    yield from attention_maps(tokens, maps, run.config.n_head, names, screen)
+
+
+def smoothed(losses, columns):
+    """A mean of neighbouring losses for each column of a chart."""
+    reach = 2 + len(losses) // 20
+    ends = [1 + column * len(losses) // columns for column in range(columns)]
+    return [statistics.fmean(losses[max(0, end - reach) : end]) for end in ends]
+
+
+def loss_chart(losses, first, last, held_out, screen):
+    """Lines that show how the loss fell from step `first` to `last`."""
+    dot, dash, side, corner = '●─│└' if screen.unicode else '*-|+'
+    columns = max(1, min(screen.columns - 11, len(losses)))
+    points = smoothed(losses, columns)
+    levels = points if held_out is None else [*points, held_out]
+    low = min(levels)
+    height = (max(levels) - low) / 9 or 1
+    rows = [[' '] * columns for _ in range(10)]
+    if held_out is not None:
+        rows[round((held_out - low) / height)] = [dash] * columns
+    for column, point in enumerate(points):
+        rows[round((point - low) / height)][column] = dot
+    for number in range(9, -1, -1):
+        yield f'{low + number * height:8.4f} {side}{"".join(rows[number])}'.rstrip()
+    yield f'    step {corner}{dash * columns}'
+    yield f'{first:>11}{last:>{max(2, columns - 1)}}'
+    legend = '' if held_out is None else f'  {dash} held-out loss'
+    yield f'{dot} training loss{legend}'
+
+
+def graphviz(value, limit=500):
+    """The graph behind a Value in Graphviz's language; a ValueError if it is too large.
+
+    A box for each Value that no operation has made, an ellipse for the others; on each
+    arrow the slope.
+    """
+    found = [value]
+    places = {value: 0}
+    for result in found:  # the list grows while we walk through it
+        for source in result.inputs:
+            if source not in places:
+                places[source] = len(found)
+                found.append(source)
+        if len(found) > limit:
+            raise ValueError(f'more than {limit} Values are too many to draw')
+    lines = ['digraph {', '  rankdir=LR;']
+    for i, node in enumerate(found):
+        shape = '' if node.inputs else ', shape=box'
+        label = f'data {node.data:.4g}\\ngrad {node.grad:.4g}'
+        lines.append(f'  {i} [label="{label}"{shape}];')
+    for i, result in enumerate(found):
+        for source, slope in zip(result.inputs, result.slopes):
+            lines.append(f'  {places[source]} -> {i} [label="{slope:.4g}"];')
+    return '\n'.join([*lines, '}'])
+
+
+# %% [markdown]
+# ## 21. The program
+#
+# Get a model, train it, save it, judge it, look into it, and let it write.
+
+# %%
+def new_run(options, data):
+    """A Run with a new model. Random numbers go on from where Data left off."""
+    settings = {name: getattr(options, name) for name in KEPT}
+    return Run(settings, data.vocab, data.rng, data.digest)
+
+
+def settle(run, options, given, data):
+    """Bring options, data and a run (new or loaded) into agreement."""
+    if options.epochs is not None:
+        options.steps = -(-options.epochs * len(data.train) // options.batch_size)
+    if options.load:
+        if 'seed' in given:
+            run.rng.seed(options.seed)
+        options.seed = run.settings['seed']  # the order of the documents stays
+    if data:
+        options.data = data.path
+        run.digest = data.digest
+    run.settings = {name: getattr(options, name) for name in KEPT}
+    check_characters(options.prompt + (options.inspect or ''), run.vocab, 'the text')
+
+
+def check_files(options):
+    """A Problem, before training, if its results could not be written after it."""
+    paths = [path for path in (options.data, options.save, options.log) if path]
+    if len({os.path.realpath(path) for path in paths}) < len(paths):
+        raise Problem('--data, --save and --log: the same file twice')
+    if options.save:
+        check_writable(options.save, is_checkpoint, 'a checkpoint of microgpt')
+    if options.log:
+        check_writable(options.log, is_log, 'a log of microgpt')
+
+
+def save(run, options):
+    """Save a run if that is wanted; says whether nothing is left to be saved."""
+    if not options.save:
+        return True
     try:
-        for pipe in pipes: pipe.send((data, *todo.pop()))
-        for pipe in pipes[:len(todo)]: pipe.send((b'', *todo.pop()))     # to work on without a wait
-        while len(results) < len(batch):
-            for pipe in wait(pipes):
-                place, loss, *gradients = array.array('d', pipe.recv_bytes())
-                results[place] = loss, gradients
-                if todo: pipe.send((b'', *todo.pop()))
-    except (EOFError, OSError): raise Problem('a worker process has died', 1)
-    return [results[place] for place in range(len(batch))]
+        save_checkpoint(options.save, run)
+    except OSError as error:
+        say(f'microgpt: {options.save}: not saved: {error.strerror}')
+        return False
+    return True
 
-# %% Part II, chapter 17: Training and sampling under control -------------------------------------
-def screen():
-    """The columns of the terminal at stderr, or 80, and whether its encoding has all characters."""
-    size = os.get_terminal_size(2) if sys.stderr.isatty() else shutil.get_terminal_size()
-    return min(size.columns or 80, 1000), (sys.stderr.encoding or '').lower().startswith('utf')
 
-def mean(results):                                     # of (loss, gradients), in their order
-    losses, gradients = zip(*results)
-    n, sums = len(losses), map(sum, zip(*gradients)) if len(losses) > 1 else gradients[0]
-    return sum(losses) / n, [entry / n for entry in sums]
+def train_steps(run, options, data, progress, log, signals):
+    """Train until all steps are made, and save every so often."""
+    count = min(options.workers or os.cpu_count() or 1, options.batch_size)
+    workers = None
+    if count > 1 and '__file__' in globals():  # from a notebook, none could be started
+        workers = Workers(count, run.config, len(run.vocab))
+    lesson = Lesson(run, options, data.train, signals, workers)
+    try:
+        steps = train(run.adam, lesson.loss_at, lesson.rate_at, options.steps)
+        for step, loss in steps:
+            log.write(step, loss, lesson.rate_at(step - 1))
+            progress.note(step, loss, lesson)
+            if options.save_every and step % options.save_every == 0:
+                save(run, options)
+    finally:
+        progress.end()
+        if workers:
+            workers.close()
 
-def choose(logits, s, rng):
-    """draw(), from the tokens that s.top_k and s.top_p (Holtzman et al., 2019) leave."""
-    ranked = sorted(range(len(logits)), key=lambda token: -logits[token])
-    if s.temperature < 1e-6: return ranked[0]
-    kept = ranked[:s.top_k or None]
-    if s.top_p < 1:
-        sums = itertools.accumulate(softmax([logits[token] / s.temperature for token in kept]))
-        kept = kept[:1 + sum(p < s.top_p for p in sums)]
-    for token in ranked[len(kept):]: logits[token] = -math.inf
-    return draw(logits, rng, s.temperature)
 
-def dream(s, model, config, chars, rng, known):
-    """Names as the options want them, one by one; says what is missing where they are too rare."""
-    model, prompt = plain(model), encode(s.prompt, chars)[1:-1]
-    names, refused, found = set(), collections.Counter(), 0
-    for _ in range(max(1000, 100 * s.samples)):
-        if found == s.samples: return
-        tokens = sample(model, config, lambda logits: choose(logits, s, rng), prompt)
-        name = ''.join(chars[token] for token in tokens)
-        faults = {'min_length': len(name) < s.min_length, 'novel': s.novel and name in known,
-                  'max_length': s.max_length is not None and len(name) > s.max_length,
-                  'alphabetic': s.alphabetic and not name.isalpha(), 'unique': name in names}
-        why = next((fault for fault in faults if faults[fault]), '')
-        refused[why] += 1
-        if why: continue
-        if s.unique: names.add(name)
-        found += 1
-        yield name
-    if found < s.samples:
-        say(f'{s.samples - found} names are missing: too many were refused, ' +
-            ', '.join(f'{count} by {flag(why)}' for why, count in refused.most_common() if why))
+def train_and_save(run, options, data, progress):
+    """Train, and save the run whatever has ended its training. Did all go well?"""
+    ending = None
+    log = Log(options.log, run.adam.step)
+    collecting = gc.isenabled()
+    gc.disable()  # it looks for cycles, and Values never form one
+    with Signals() as signals:
+        try:
+            train_steps(run, options, data, progress, log, signals)
+        except Stopped:
+            pass
+        except MemoryError:
+            ending = Problem('out of memory', 1)
+        except Diverged:
+            raise
+        except Exception:
+            save(run, options)
+            raise
+        finally:
+            log.close()
+            Value.tape.clear()
+            if collecting:
+                gc.enable()
+        saved = save(run, options)
+    if signals.received:
+        name = {signal.SIGINT: 'Ctrl-C'}.get(signals.received, 'a signal')
+        message = f'stopped by {name} after step {run.adam.step}'
+        raise Problem(message, 128 + signals.received)
+    if ending:
+        raise ending
+    return saved and not log.failed
 
-def fit(s, model, config, adam, docs, chars, save):
-    """Train as the options say. Returns the curve for chart(), the running loss, if Ctrl-C came."""
-    n_workers = min(s.workers or os.cpu_count(), s.batch_size) if '__file__' in globals() else 1
-    pipes = start_workers(n_workers, config, len(chars) + 1) if n_workers > 1 else []
-    def gradients_at(step):
-        places = range(step * s.batch_size, (step + 1) * s.batch_size)
-        batch = [encode(docs[i % len(docs)], chars)[:s.block_size + 1] for i in places]
-        loss, gradients = mean(shared_gradients(pipes, adam.params, batch) if pipes else
-                               [document_gradients(model, config, tokens) for tokens in batch])
-        if not math.isfinite(loss):
-            raise Problem(f'step {step + 1}: the loss is {loss}; try a lower --learning-rate', 1)
-        norm = math.sqrt(sum(g * g for g in gradients)) if s.grad_clip else 0.0
-        if norm > s.grad_clip: gradients = [g * s.grad_clip / norm for g in gradients]
-        return loss, gradients
-    pressed = []
-    def on_interrupt(*_):                              # the first Ctrl-C lets the step be finished
-        if pressed: raise KeyboardInterrupt
-        pressed.append(True)
-    first, decay, recent, parts = adam.step, DECAYS[s.decay], [], [[0, 0] for _ in range(400)]
-    began, shown, terminal = time.perf_counter(), -1.0, sys.stderr.isatty()
-    with contextlib.ExitStack() as stack:
-        stack.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, on_interrupt))
-        for pipe in pipes: stack.callback(pipe.close)
-        if s.log:                                      # going on, keep what was logged up to here
-            rows = [row for row in s.logged
-                    if row.split(',')[0].zfill(13) <= str(first).zfill(13) and row[-1] == '\n']
-            write_whole(s.log, ''.join([LOG, *rows]).encode())
-            log = csv.writer(stack.enter_context(open(s.log, 'a', 1)), lineterminator='\n')
-        for step, loss in train(adam, gradients_at, s.steps, s.learning_rate, decay):
-            if s.log: log.writerow([step, loss, s.learning_rate * decay((step - 1) / s.steps)])
-            recent = recent[-99:] + [loss]
-            part = parts[(step - first - 1) * 400 // (s.steps - first)]
-            part[:] = part[0] + loss, part[1] + 1
-            now, end = time.perf_counter(), step == s.steps or pressed
-            if end or (now > shown + 0.05 if terminal else step % 100 == 0 or step == first + 1):
-                shown, speed = now, (step - first) / (now - began)
-                mean_loss = sum(recent) / len(recent)
-                line = (f'step {step:{len(str(s.steps))}} / {s.steps} | loss {loss:.4f} | mean '
-                        f'{mean_loss:.4f} | {speed:.3g} steps/s | '
-                        f'{datetime.timedelta(seconds=int((s.steps - step) / speed))} left')
-                bar = '#' * (6 * step // s.steps)
-                if terminal: line = f'\r\033[K{bar:.<6} {line[5:]}'[:screen()[0] + 3]
-                say(line, end='' if terminal and not end else '\n')
-            if s.save_every and step % s.save_every == 0 and not end: save()
-            if pressed: break
-    return [total / n for total, n in parts if n], mean_loss, pressed
 
-# %% Part II, chapter 18: The program -------------------------------------------------------------
-def pipeline(argv):
-    """Get a model, train it, save it, judge it, look into it and sample from it."""
-    given = parse(argv)
-    kept, chars, model, adam, rng = (
-        load_checkpoint(given['load']) if 'load' in given else ({}, None, None, None, None))
-    settings = {**{name: row[1] for name, row in OPTIONS.items()}, **kept, **given}
-    config, s = config_of(settings), types.SimpleNamespace(**settings, logged=[])
-    wrong = [flag(name) for name in Config._fields if kept and settings[name] != kept[name]]
-    if wrong: raise Problem(f'{wrong[0]} contradicts the model in {s.load}')
-    if s.n_embd % s.n_head: raise Problem('--n-embd is not a multiple of --n-head')
-    if {'steps', 'epochs'} <= given.keys(): raise Problem('--steps and --epochs: one or the other')
-    needs_data = not kept or adam.step < s.steps or s.novel or {'data', 'epochs'} & given.keys()
-    data = s.data or find_data(needs_data)             # only for sampling, it can be done without
-    docs = read_docs(data, chars) if needs_data or os.path.isfile(data) else []
-    if kept: s.seed = settings['seed'] = kept['seed']  # the same order of documents as before
-    shuffler = random.Random(s.seed)
-    shuffler.shuffle(docs)
-    if not kept:
-        rng, chars = shuffler, alphabet(docs)
-        model = new_model(shapes(config, len(chars) + 1), lambda: rng.gauss(0, 0.08))
-        adam = Adam(parameters(model))
-    elif 'seed' in given: rng.seed(given['seed'])
-    known, n_docs = set(docs), len(docs)
-    n_train = n_docs - max(0, min(int(s.val_fraction * n_docs), n_docs - 1))
-    docs, held_out = docs[:n_train], docs[n_train:]
-    if s.epochs is not None: settings['steps'] = s.steps = -(-s.epochs * len(docs) // s.batch_size)
-    check(s.prompt + (s.inspect or ''), chars)
-    if len(s.prompt) > s.block_size: raise Problem(f'--prompt: over {s.block_size} characters')
-    paths = [os.path.realpath(path) for path in (data, s.save, s.log) if path]
-    if len(set(paths)) < len(paths): raise Problem('--data, --save, --log: the same file twice')
-    for path in paths[1:]:                             # better now than after hours of training
-        good = os.path.isfile(path) or not os.path.exists(path)
-        if not good or not os.access(os.path.dirname(path), os.W_OK):
-            raise Problem(f'{path}: cannot be written there')
-    if s.log and os.path.exists(s.log):
-        with open(s.log, errors='replace') as file: header, *s.logged = [*file] or [LOG]
-        if header != LOG: raise Problem(f'{s.log}: is there already, and is not a log')
-    def save():                                        # tells whether nothing is left to be saved
-        if not usable([*numbers(adam.params), *adam.m, *adam.v]):
-            raise Problem(f'step {adam.step}: the model is ruined; try a lower --learning-rate', 1)
-        try: return not s.save or not save_checkpoint(s.save, settings, chars, adam, rng)
-        except OSError as error: say(f'microgpt: {s.save}: not saved: {error.strerror}')
-    say(f'num docs: {n_docs}\nvocab size: {len(chars) + 1}\nnum params: {len(adam.params)}')
-    first, curve, pressed, held_out_loss = adam.step, [], False, None
-    if first < s.steps: curve, running, pressed = fit(s, model, config, adam, docs, chars, save)
-    saved = save()
-    if pressed: raise Problem(f'stopped by Ctrl-C after step {adam.step}', 130)
-    if held_out:
-        trained, held_out = plain(model), held_out[:500]
-        held_out_loss = statistics.fmean(loss for doc in held_out for loss in
-                                         document_losses(trained, config, encode(doc, chars)))
-        say(f'held-out loss {held_out_loss:.4f} nats per token ({len(held_out)} documents)' +
-            (f', training loss {running:.4f}' if curve else ''))
-    if adam.step - first >= 10 and (s.chart or sys.stderr.isatty()):
-        say('\n'.join(chart(curve, first + 1, adam.step, held_out_loss, *screen())))
-    if s.inspect is not None:
-        colour = sys.stderr.isatty() and not os.environ.get('NO_COLOR')
-        say('\n'.join(picture(model, config, chars, s.inspect, *screen(), colour)))
-    if s.samples and sys.stdout is None: raise Problem('standard output is closed')
-    new = collections.Counter()
-    for name in dream(s, model, config, chars, rng, known):
-        print(name, flush=True)
-        new[name not in known] += 1
-    if new and known: say(f'{new[True]} of {sum(new.values())} names are new (not in the data)')
-    return 0 if saved else 2
+def judge(run, data, progress):
+    """The loss on held-out documents, or None: the mean over their predictions."""
+    if not data or not data.held_out:
+        return None
+    nats = predictions = 0
+    docs = data.held_out[:500]
+    for doc in docs:
+        tokens = document_tokens(doc, run)
+        n = n_predictions(tokens, run.config)
+        nats += finite_loss(run.model, run.config, tokens).data * n
+        predictions += n
+    loss = nats / predictions
+    line = f'held-out loss {loss:.4f} nats per token ({len(docs)} documents)'
+    if progress.recent:
+        line += f', training loss {progress.mean_loss():.4f}'
+    say(line)
+    return loss
 
-def main(argv=None):
-    """The program; returns its exit status: 0, 1 (failed), 2 (bad input) or 130 (Ctrl-C)."""
-    if sys.stderr is None: sys.stderr = open(os.devnull, 'w')
-    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='backslashreplace')
-    try: return pipeline(sys.argv[1:] if argv is None else argv)
-    except Problem as problem: message, status = (*problem.args, 2)[:2]
-    except KeyboardInterrupt: message, status = 'stopped by Ctrl-C', 130
-    except MemoryError: message, status = 'out of memory', 1
-    except BrokenPipeError: message, status = '', 0    # `head` has seen enough
-    except OSError as error: message, status = f'{error.filename or "output"}: {error.strerror}', 2
-    try: sys.stdout and sys.stdout.flush()
-    except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1)   # or Python complains at exit
-    if message: say('microgpt: ' + ''.join(char if char.isprintable() else ' ' for char in message))
+
+def program(argv):
+    """The whole story. Returns the exit status."""
+    options, given, checkpoint = read_options(argv)
+    data = read_data(options, given, checkpoint)
+    run = checkpoint or new_run(options, data)
+    settle(run, options, given, data)
+    check_files(options)
+    screen = Screen()
+    progress = Progress(run, options, screen)
+    if data:
+        say(f'num docs: {data.n_docs}')
+    say(f'vocab size: {len(run.vocab)}\nnum params: {len(run.adam.params)}')
+    if run.adam.step < options.steps:
+        done = train_and_save(run, options, data, progress)
+    else:
+        done = save(run, options)
+    held_out = judge(run, data, progress)
+    if screen.moves and run.adam.step - progress.first >= 10:
+        chart = loss_chart(
+            progress.losses(), progress.first + 1, run.adam.step, held_out, screen
+        )
+        say('\n'.join(chart))
+    if options.inspect is not None:
+        say('\n'.join(picture(run, options.inspect, screen)))
+    print_names(run, options, data)
+    return 0 if done else 2
+
+
+def cli(argv=None):
+    """Run the program. Its exit status: 0, 1 (failed), 2 (bad input), 128 + signal."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, 'w')
+    if hasattr(sys.stdout, 'reconfigure'):
+        sys.stdout.reconfigure(errors='backslashreplace')
+    try:
+        return program(sys.argv[1:] if argv is None else argv)
+    except BrokenPipeError:
+        message, status = '', 0  # `head` has seen enough
+    except (Problem, KeyboardInterrupt, MemoryError, OSError) as error:
+        message, status = told(error)
+    drop_stdout_if_broken()
+    if message:
+        say('microgpt: ' + escaped(message))
     return status
 
+
+def told(error):
+    """The line that tells the user of an error, and the exit status."""
+    if isinstance(error, Problem):
+        return str(error), error.status
+    if isinstance(error, KeyboardInterrupt):
+        return 'stopped by Ctrl-C', 130
+    if isinstance(error, MemoryError):
+        return 'out of memory', 1
+    return f'{error.filename or "output"}: {error.strerror or error}', 2
+
+
+def drop_stdout_if_broken():
+    """Python would complain at exit about output that it could not write."""
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 if __name__ == '__main__':
-    if '__file__' in globals(): sys.exit(main())
-    main([])                           # in a notebook: the arguments are its kernel's, not ours
+    if '__file__' in globals():
+        sys.exit(cli())
+    cli([])  # in a notebook: the arguments are its kernel's, not ours

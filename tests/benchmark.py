@@ -1,14 +1,20 @@
-"""How fast microgpt is, beside the textbook graph on the same interpreter; prints JSON.
+"""How fast microgpt is, beside the textbook graph on the same Python; prints JSON.
 
-python tests/benchmark.py [--data FILE] [--steps N]
+    python tests/benchmark.py [--data FILE] [--steps N]
 
-The textbook graph is the one that every introduction builds: a node for each binary operation, a
-recursive topological sort, and a plain training loop, in which `loss` keeps the graph of a step
-until that of the next is complete. It is built here from a plain class of its own, trains on the
-same documents from the same parameters, and must arrive at the same losses. The two take turns, a
-few steps each; all times are medians. Pausing Python's garbage collector is a part of what train()
-does, and the textbook does not; how much comes from that alone, a second run with it off shows.
+The textbook graph is the one that introductions build: a node for each binary operation, a
+recursive topological sort, and a plain training loop. It stands here as a class of its own,
+trains on the same documents from the same parameters, and has to arrive at the same losses.
+The two take turns, a few steps each; all times are medians.
+
+Python's collector of cyclic garbage walks through the textbook's large graphs again and
+again, and finds nothing. The program switches it off while it trains, the textbook does not;
+how much of the difference comes from that alone, a second run with it off on both sides tells.
+
+The floor is the bare arithmetic of a step, on one object per number as in a Value, but without
+any graph: the products and sums of all matrices, the gradients into each number, and Adam.
 """
+
 import argparse
 import gc
 import itertools
@@ -21,21 +27,28 @@ import statistics
 import subprocess
 import sys
 import time
+from operator import mul
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import microgpt  # noqa: E402
 
-TURN = 5                                               # how many steps a side makes in its turn
+TURN = 5  # how many steps a side makes in its turn
 SIZES = {'default': microgpt.Config(), 'n_embd 32, n_layer 2': microgpt.Config(2, 32)}
 
 
+# ---- the textbook graph ------------------------------------------------------------------
+
+
 class Node:
-    """The textbook's value: one binary operation, the nodes it came from and its slopes by them."""
+    """The textbook's value: one binary operation, the nodes it came from, and the slopes."""
 
     def __init__(self, data, parents=(), slopes=()):
-        self.data, self.grad, self.parents, self.slopes = data, 0.0, parents, slopes
+        self.data = data
+        self.grad = 0.0
+        self.parents = parents
+        self.slopes = slopes
 
     def __add__(self, other):
         other = other if isinstance(other, Node) else Node(other)
@@ -45,18 +58,33 @@ class Node:
         other = other if isinstance(other, Node) else Node(other)
         return Node(self.data * other.data, (self, other), (other.data, self.data))
 
-    def __pow__(self, n): return Node(self.data ** n, (self,), (n * self.data ** (n - 1),))
-    def __neg__(self): return self * -1.0
-    def __sub__(self, other): return self + -other
-    def __truediv__(self, other): return self * other ** -1
-    def __radd__(self, other): return self + other
-    def __rmul__(self, other): return self * other
-    def exp(self): return Node(math.exp(self.data), (self,), (math.exp(self.data),))
-    def log(self): return Node(math.log(self.data), (self,), (1 / self.data,))
-    def relu(self): return Node(max(0.0, self.data), (self,), (float(self.data > 0),))
+    def __pow__(self, n):
+        return Node(self.data ** n, (self,), (n * self.data ** (n - 1),))
+
+    def exp(self):
+        return Node(math.exp(self.data), (self,), (math.exp(self.data),))
+
+    def log(self):
+        return Node(math.log(self.data), (self,), (1 / self.data,))
+
+    def relu(self):
+        return Node(max(0.0, self.data), (self,), (float(self.data > 0),))
+
+    def __neg__(self):
+        return self * -1.0
+
+    def __sub__(self, other):
+        return self + -other
+
+    def __truediv__(self, other):
+        return self * other ** -1
+
+    __radd__ = __add__
+    __rmul__ = __mul__
 
     def backward(self):
-        order, visited = [], set()
+        order = []
+        visited = set()
 
         def visit(node):
             if node not in visited:
@@ -64,6 +92,7 @@ class Node:
                 for parent in node.parents:
                     visit(parent)
                 order.append(node)
+
         visit(self)
         self.grad = 1.0
         for node in reversed(order):
@@ -71,110 +100,170 @@ class Node:
                 parent.grad += slope * node.grad
 
 
+def times(matrix, x):
+    return [sum(w_i * x_i for w_i, x_i in zip(row, x)) for row in matrix]
+
+
+def textbook_softmax(scores):
+    highest = max(score.data for score in scores)
+    exps = [(score - highest).exp() for score in scores]
+    together = sum(exps)
+    return [e / together for e in exps]
+
+
+def textbook_norm(x):
+    scale = (sum(x_i * x_i for x_i in x) / len(x) + 1e-5) ** -0.5
+    return [x_i * scale for x_i in x]
+
+
 class Textbook:
     """The same GPT on textbook nodes."""
 
     def __init__(self, start):
         self.start = start
-        self.model = {name: [[Node(x) for x in row] for row in matrix]
-                      for name, matrix in microgpt.plain(start.model).items()}
+        self.model = {
+            name: [[Node(value.data) for value in row] for row in matrix]
+            for name, matrix in microgpt.tensors(start.model).items()
+        }
         self.params = [node for matrix in self.model.values() for row in matrix for node in row]
-        self.m, self.v = [0.0] * len(self.params), [0.0] * len(self.params)
+        self.m = [0.0] * len(self.params)
+        self.v = [0.0] * len(self.params)
 
-    @staticmethod
-    def times(matrix, x):
-        return [sum(w_i * x_i for w_i, x_i in zip(row, x)) for row in matrix]
-
-    @staticmethod
-    def softmax(scores):
-        highest = max(score.data for score in scores)
-        exps = [(score - highest).exp() for score in scores]
-        together = sum(exps)
-        return [e / together for e in exps]
-
-    @staticmethod
-    def norm(x):
-        scale = (sum(x_i * x_i for x_i in x) / len(x) + 1e-5) ** -0.5
-        return [x_i * scale for x_i in x]
+    def attention(self, x, layer, keys, values):
+        config = self.start.config
+        size = config.n_embd // config.n_head
+        query = times(self.model[f'{layer}.attn_wq'], x)
+        keys.append(times(self.model[f'{layer}.attn_wk'], x))
+        values.append(times(self.model[f'{layer}.attn_wv'], x))
+        mixed = []
+        for first in range(0, config.n_embd, size):
+            part = range(first, first + size)
+            scores = [sum(query[j] * key[j] for j in part) / size ** 0.5 for key in keys]
+            weights = textbook_softmax(scores)
+            mixed += [sum(w * value[j] for w, value in zip(weights, values)) for j in part]
+        return times(self.model[f'{layer}.attn_wo'], mixed)
 
     def logits(self, token, position, cache):
-        config, model = self.start.config, self.model
-        size = config.n_embd // config.n_head
-        x = self.norm([a + b for a, b in zip(model['wte'][token], model['wpe'][position])])
+        model = self.model
+        pairs = zip(model['wte'][token], model['wpe'][position])
+        x = textbook_norm([a + b for a, b in pairs])
         for i, (keys, values) in enumerate(cache):
-            normed = self.norm(x)
-            query = self.times(model[f'layer{i}.attn_wq'], normed)
-            keys.append(self.times(model[f'layer{i}.attn_wk'], normed))
-            values.append(self.times(model[f'layer{i}.attn_wv'], normed))
-            mixed = []
-            for first in range(0, config.n_embd, size):
-                part = range(first, first + size)
-                weights = self.softmax([sum(query[j] * key[j] for j in part) / size ** 0.5
-                                        for key in keys])
-                mixed += [sum(w * value[j] for w, value in zip(weights, values)) for j in part]
-            x = [a + b for a, b in zip(x, self.times(model[f'layer{i}.attn_wo'], mixed))]
-            hidden = [h.relu() for h in self.times(model[f'layer{i}.mlp_fc1'], self.norm(x))]
-            x = [a + b for a, b in zip(x, self.times(model[f'layer{i}.mlp_fc2'], hidden))]
-        return self.times(model['lm_head'], x)
+            layer = f'layer{i}'
+            note = self.attention(textbook_norm(x), layer, keys, values)
+            x = [a + b for a, b in zip(x, note)]
+            hidden = [h.relu() for h in times(model[f'{layer}.mlp_fc1'], textbook_norm(x))]
+            x = [a + b for a, b in zip(x, times(model[f'{layer}.mlp_fc2'], hidden))]
+        return times(model['lm_head'], x)
 
     def new_cache(self):
         return [([], []) for _ in range(self.start.config.n_layer)]
 
+    def loss(self, tokens):
+        cache = self.new_cache()
+        losses = []
+        for position in range(min(self.start.config.block_size, len(tokens) - 1)):
+            p = textbook_softmax(self.logits(tokens[position], position, cache))
+            losses.append(-p[tokens[position + 1]].log())
+        return sum(losses) / len(losses)
+
     def training(self):
         """Training steps without end; yields the losses."""
         for step in itertools.count():
-            tokens, cache, losses = self.start.tokens(step), self.new_cache(), []
-            for position in range(min(self.start.config.block_size, len(tokens) - 1)):
-                p = self.softmax(self.logits(tokens[position], position, cache))
-                losses.append(-p[tokens[position + 1]].log())
-            loss = sum(losses) / len(losses)
+            loss = self.loss(self.start.tokens(step))
             loss.backward()
             rate, n = 0.01 * (1 - step / 1000), step + 1
             for i, p in enumerate(self.params):
                 self.m[i] = 0.85 * self.m[i] + 0.15 * p.grad
                 self.v[i] = 0.99 * self.v[i] + 0.01 * p.grad ** 2
-                m_hat, v_hat = self.m[i] / (1 - 0.85 ** n), self.v[i] / (1 - 0.99 ** n)
+                m_hat = self.m[i] / (1 - 0.85 ** n)
+                v_hat = self.v[i] / (1 - 0.99 ** n)
                 p.data -= rate * m_hat / (v_hat ** 0.5 + 1e-8)
                 p.grad = 0.0
             yield loss.data
 
     def sample(self, rng):
         """The tokens of a document, BOS at the end included."""
-        bos, tokens, cache = len(self.model['wte']) - 1, [], self.new_cache()
+        bos = len(self.model['wte']) - 1
+        tokens = []
+        cache = self.new_cache()
         for position in range(self.start.config.block_size):
             logits = self.logits(tokens[-1] if tokens else bos, position, cache)
-            p = self.softmax([logit / 0.5 for logit in logits])
+            p = textbook_softmax([logit / 0.5 for logit in logits])
             tokens += rng.choices(range(len(p)), weights=[p_i.data for p_i in p])
             if tokens[-1] == bos:
                 break
         return tokens
 
 
+# ---- what is measured --------------------------------------------------------------------
+
+
 class Start:
-    """Documents and fresh parameters, the same for every program."""
+    """Documents and fresh parameters, the same for every side."""
 
     def __init__(self, data, config=microgpt.Config()):
         rng = random.Random(42)
-        self.docs, self.config = microgpt.load_docs(data), config
+        self.docs = microgpt.load_docs(data)
+        self.config = config
         rng.shuffle(self.docs)
-        self.chars = microgpt.alphabet(self.docs)
-        self.shapes = microgpt.shapes(config, len(self.chars) + 1)
-        self.model = microgpt.new_model(self.shapes, lambda: rng.gauss(0, 0.08))
+        self.vocab = microgpt.vocabulary(self.docs)
+        self.model = microgpt.new_model(config, len(self.vocab), rng)
         self.params = microgpt.parameters(self.model)
 
     def tokens(self, step):
-        return microgpt.encode(self.docs[step % len(self.docs)], self.chars)
+        return microgpt.encode(self.docs[step % len(self.docs)], self.vocab)
 
-    def training(self, batch=1, pipes=None):
-        def gradients_at(step):
-            tokens = [self.tokens(step * batch + i) for i in range(batch)]
-            if batch == 1:
-                return microgpt.document_gradients(self.model, self.config, tokens[0])
-            if pipes:
-                return microgpt.mean(microgpt.shared_gradients(pipes, self.params, tokens))
-            return microgpt.mean([microgpt.document_gradients(self.model, self.config, document)
-                                  for document in tokens])
-        return microgpt.train(microgpt.Adam(self.params), gradients_at, 1000)
+    def training(self):
+        """Part I's training steps; yields the losses."""
+
+        def loss_at(step):
+            return microgpt.document_loss(self.model, self.config, self.tokens(step))
+
+        def rate_at(step):
+            return 0.01 * (1 - step / 1000)
+
+        adam = microgpt.Adam(self.params)
+        for _, loss in microgpt.train(adam, loss_at, rate_at, 10 ** 9):
+            yield loss
+
+    def sample(self, rng):
+        """A name, and how many tokens were drawn for it."""
+
+        def choose(logits):
+            return microgpt.draw(logits, 0.5, rng)
+
+        name = microgpt.sample(self.model, self.config, self.vocab, choose)
+        return name, min(len(name) + 1, self.config.block_size)
+
+
+def bare_steps(start):
+    """The bare arithmetic of training steps, without a graph and without results."""
+    matrices = [
+        matrix
+        for name, matrix in microgpt.tensors(start.model).items()
+        if name not in ('wte', 'wpe')
+    ]
+    n = len(start.params)
+    m, v = [0.0] * n, [0.0] * n
+    for step in itertools.count():
+        for _ in range(min(start.config.block_size, len(start.tokens(step)) - 1)):
+            for matrix in matrices:
+                x = [microgpt.Value(0.5) for _ in matrix[0]]
+                x_data = [x_i.data for x_i in x]
+                for row in matrix:
+                    row_data = [w.data for w in row]
+                    grad = sum(map(mul, row_data, x_data))
+                    for w, x_i in zip(row, x_data):
+                        w.grad += x_i * grad
+                    for x_i, w in zip(x, row_data):
+                        x_i.grad += w * grad
+        for i, p in enumerate(start.params):
+            g = p.grad
+            m[i] = 0.85 * m[i] + 0.15 * g
+            v[i] = 0.99 * v[i] + 0.01 * g * g
+            p.data -= 1e-9 * (m[i] / 0.5) / ((v[i] / 0.5) ** 0.5 + 1e-8)
+            p.grad = 0.0
+        yield 0.0
 
 
 def timed(function, *args):
@@ -183,132 +272,164 @@ def timed(function, *args):
     return time.perf_counter() - began, result
 
 
-def turns(data, steps, textbook_collects):
-    """Median seconds of a training step of both sides, and how far their losses differ at the most."""
+def turns(sides, rounds, collecting=()):
+    """Median seconds of a step of each side, and its losses; sides are generators."""
+    seconds = {side: [] for side in sides}
+    losses = {side: [] for side in sides}
+    for _ in range(rounds):
+        for side, steps in sides.items():
+            (gc.enable if side in collecting else gc.disable)()
+            for _ in range(TURN):
+                one, loss = timed(next, steps)
+                seconds[side].append(one)
+                losses[side].append(loss)
+    gc.enable()
+    return {side: statistics.median(found) for side, found in seconds.items()}, losses
+
+
+def training(data, rounds, collecting):
     start = Start(data)
     sides = {'textbook': Textbook(start).training(), 'microgpt': start.training()}
-    times, worst = {side: [] for side in sides}, 0.0
-    for _ in range(max(1, steps // TURN)):
-        losses = []
-        for side, training in sides.items():
-            (gc.enable if side == 'textbook' and textbook_collects else gc.disable)()
-            for _ in range(TURN):
-                seconds, result = timed(next, training)
-                times[side].append(seconds)
-                losses.append(result if side == 'textbook' else result[1])
-        worst = max(worst, *(abs(a - b) / a for a, b in zip(losses[:TURN], losses[TURN:])))
-    gc.enable()
-    assert worst < 1e-9, f'the losses differ by {worst}: this is no yardstick'
-    return {side: statistics.median(times[side]) for side in sides}, worst
+    seconds, losses = turns(sides, rounds, collecting)
+    differences = [abs(a - b) / a for a, b in zip(*losses.values())]
+    assert max(differences) < 1e-9, 'the losses differ: this is no yardstick'
+    return seconds
+
+
+def floor(data, rounds):
+    """Our step as a multiple of its bare arithmetic, and the latter in milliseconds."""
+    sides = {'microgpt': Start(data).training(), 'bare': bare_steps(Start(data))}
+    seconds, _ = turns(sides, 2 * rounds)
+    return seconds['microgpt'] / seconds['bare'], 1000 * seconds['bare']
 
 
 def sampling(data):
     """Median seconds for a token of both sides."""
     start = Start(data)
-    textbook, model = Textbook(start), microgpt.plain(start.model)
-    times = {'textbook': [], 'microgpt': []}
+    textbook = Textbook(start)
+    seconds = {'textbook': [], 'microgpt': []}
     for seed in range(30):
-        seconds, tokens = timed(textbook.sample, random.Random(seed))
-        times['textbook'].append(seconds / len(tokens))
-        rng = random.Random(seed)
-        seconds, tokens = timed(microgpt.sample, model, start.config,
-                                lambda logits: microgpt.draw(logits, rng))
-        times['microgpt'].append(seconds / min(len(tokens) + 1, start.config.block_size))
-    return {side: statistics.median(times[side]) for side in times}
+        one, tokens = timed(textbook.sample, random.Random(seed))
+        seconds['textbook'].append(one / len(tokens))
+        one, (_, count) = timed(start.sample, random.Random(seed))
+        seconds['microgpt'].append(one / count)
+    return {side: statistics.median(found) for side, found in seconds.items()}
 
 
-def against_the_textbook(data, steps):
-    step, worst = turns(data, steps, textbook_collects=True)
-    quiet, _ = turns(data, steps, textbook_collects=False)
+def against_the_textbook(data, rounds):
+    step = training(data, rounds, collecting=['textbook'])
+    quiet = training(data, rounds, collecting=[])
     token = sampling(data)
+    multiple, bare = floor(data, rounds)
     return {
-        'largest_difference_of_losses': worst,
-        'ms_per_step': {side: round(1000 * step[side], 2) for side in step},
+        'ms_per_step': {side: round(1000 * seconds, 2) for side, seconds in step.items()},
         'training_ratio': round(step['textbook'] / step['microgpt'], 1),
-        'training_ratio_no_garbage_collector': round(quiet['textbook'] / quiet['microgpt'], 1),
-        'tokens_per_second_sampled': {side: round(1 / token[side]) for side in token},
-        'sampling_ratio': round(token['textbook'] / token['microgpt'], 1)}
+        'training_ratio_without_collector': round(quiet['textbook'] / quiet['microgpt'], 1),
+        'ms_of_bare_arithmetic': round(bare, 2),
+        'step_as_multiple_of_bare_arithmetic': round(multiple, 2),
+        'tokens_per_second_sampled': {side: round(1 / one) for side, one in token.items()},
+        'sampling_ratio': round(token['textbook'] / token['microgpt'], 1),
+    }
 
 
 def growth(data):
-    """Nanoseconds of a step per parameter and token, at the default size and at a larger one."""
-    starts = {name: Start(data, config) for name, config in SIZES.items()}
-    steps = {name: start.training() for name, start in starts.items()}
-    found = {name: [] for name in SIZES}
-    for i in range(40):
-        for name, start in starts.items():
-            seconds, _ = timed(next, steps[name])
-            found[name].append(1e9 * seconds / len(start.params) / (len(start.tokens(i)) - 1))
-    gc.enable()
-    return {name: round(statistics.median(runs), 1) for name, runs in found.items()}
+    """Nanoseconds of a step per parameter and token, at the default size and a larger one."""
+    found = {}
+    for name, config in SIZES.items():
+        start = Start(data, config)
+        runs = []
+        gc.disable()
+        for i, steps in enumerate(itertools.repeat(start.training(), 1)):
+            for step in range(40):
+                seconds, _ = timed(next, steps)
+                runs.append(1e9 * seconds / len(start.params) / (len(start.tokens(step)) - 1))
+        gc.enable()
+        found[name] = round(statistics.median(runs))
+    return found
 
 
-def batches(data, size, workers):
-    """Median seconds of a step on 16 documents, and the losses, of this process and its workers."""
-    start = Start(data, SIZES[size])
-    pipes = microgpt.start_workers(workers, start.config, len(start.chars) + 1) if workers > 1 else None
-    steps = start.training(16, pipes)
-    found = [timed(next, steps) for _ in range(14)]
-    return statistics.median(seconds for seconds, _ in found[4:]), [loss for _, (_, loss) in found]
+# ---- whole programs ----------------------------------------------------------------------
 
 
-def all_cores(data):
-    """How much faster a step on 16 documents is with two workers than with one, by size."""
-    ratios = {}
-    for size in SIZES:
-        seconds, losses = {1: [], 2: []}, []
-        for workers in (1, 2) * 3:                     # in turns, each in a process of its own
-            median, found = json.loads(child(data, '--workers', workers, '--size', size))
-            seconds[workers].append(median)
-            losses.append(found)
-        assert all(found == losses[0] for found in losses), 'the losses differ'
-        ratios[size] = round(statistics.median(seconds[1]) / statistics.median(seconds[2]), 2)
-    return ratios
+def program_seconds(data, *options):
+    """By the clock, from start to end: the program with these options, without names."""
+    command = [sys.executable, str(ROOT / 'microgpt.py'), '--data', str(data), '--samples', '0']
+    began = time.perf_counter()
+    subprocess.run([*command, *map(str, options)], check=True, stderr=subprocess.DEVNULL)
+    return time.perf_counter() - began
 
 
-def child(data, *args):
-    """What this script prints with these arguments in a process of its own."""
-    return subprocess.run([sys.executable, __file__, '--data', data, *map(str, args)],
-                          stdout=subprocess.PIPE, check=True).stdout
+def workers(data):
+    """How much faster 16 documents a step are with two workers than with one, by size."""
+    found = {}
+    for name, config in SIZES.items():
+        sizes = ['--n-layer', config.n_layer, '--n-embd', config.n_embd, '--batch-size', 16]
+        seconds = {}
+        for count in (1, 2):
+            options = [*sizes, '--val-fraction', 0, '--workers', count]
+            per_step = []
+            for _ in range(3):
+                short = program_seconds(data, *options, '--steps', 5)
+                long = program_seconds(data, *options, '--steps', 25)
+                per_step.append(long - short)
+            seconds[count] = statistics.median(per_step)
+        found[name] = round(seconds[1] / seconds[2], 2)
+    return found
 
 
 def peak(data, job, n):
-    """The peak memory, in MiB, of a fresh process that does a job n times."""
+    """The peak memory, in MiB, of this process when it has done a job n times."""
     start = Start(data)
-    if job == 'textbook steps':
-        for _, _ in zip(range(n), Textbook(start).training()):
-            pass
-    elif job == 'microgpt steps':
-        for _, _ in zip(range(n), start.training()):
-            pass
-    else:
-        model, rng = microgpt.plain(start.model), random.Random(1)
+    if job == 'names sampled':
+        rng = random.Random(1)
         for _ in range(n):
-            microgpt.sample(model, start.config, lambda logits: microgpt.draw(logits, rng))
+            start.sample(rng)
+    else:
+        side = Textbook(start) if job == 'textbook steps' else start
+        for _ in zip(range(n), side.training()):
+            pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def memory(data):
-    jobs = [('textbook steps', 20), ('microgpt steps', 20), ('microgpt steps', 400),
-            ('names sampled', 100), ('names sampled', 10_000)]
-    return {f'{n} {job}': round(float(child(data, '--peak', job, '--steps', n)), 1) for job, n in jobs}
+    """The peak memory of several jobs, each in a process of its own."""
+    jobs = [
+        ('textbook steps', 20),
+        ('microgpt steps', 20),
+        ('microgpt steps', 400),
+        ('names sampled', 100),
+        ('names sampled', 10_000),
+    ]
+    found = {}
+    for job, n in jobs:
+        command = [sys.executable, __file__, '--data', data, '--peak', job, '--steps', str(n)]
+        result = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+        found[f'{n} {job}'] = round(float(result.stdout), 1)
+    return found
 
 
-def median_ms(function, n=7):
-    return round(1000 * statistics.median(timed(function)[0] for _ in range(n)), 2)
+# ---- for comparing languages -------------------------------------------------------------
+
+
+def median_ms(function, times=7):
+    return round(1000 * statistics.median(timed(function)[0] for _ in range(times)), 2)
 
 
 def primitives():
     rng = random.Random(42)
 
     def thousand_operations():
+        microgpt.Value.tape.clear()
         value = leaf = microgpt.Value(1.0)
         for _ in range(500):
             value = value * 0.999 + leaf
         value.backward()
-    return {'random_1m': median_ms(lambda: [rng.random() for _ in range(1_000_000)], 5),
-            'gauss_100k': median_ms(lambda: [rng.gauss(0, 1) for _ in range(100_000)], 5),
-            'value_backward_1k': median_ms(thousand_operations, 51)}
+
+    return {
+        'random_1m': median_ms(lambda: [rng.random() for _ in range(1_000_000)], 5),
+        'gauss_100k': median_ms(lambda: [rng.gauss(0, 1) for _ in range(100_000)], 5),
+        'value_backward_1k': median_ms(thousand_operations, 51),
+    }
 
 
 def main():
@@ -316,23 +437,20 @@ def main():
     parser.add_argument('--data', default=str(ROOT / 'input.txt'))
     parser.add_argument('--steps', type=int, default=50, help='steps of each side')
     parser.add_argument('--peak', help=argparse.SUPPRESS)
-    parser.add_argument('--workers', type=int, help=argparse.SUPPRESS)
-    parser.add_argument('--size', help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak:
         print(peak(args.data, args.peak, args.steps))
         return
-    if args.workers:
-        print(json.dumps(batches(args.data, args.size, args.workers)))
-        return
-    used = memory(args.data)                           # first: children count their parent's peak
-    print(json.dumps({
+    used = memory(args.data)  # first, for processes count the peak of their parent
+    figures = {
         'python': f'{platform.python_implementation()} {platform.python_version()}',
-        **against_the_textbook(args.data, args.steps),
+        **against_the_textbook(args.data, max(1, args.steps // TURN)),
         'ns_per_parameter_and_token': growth(args.data),
-        'speed_of_2_workers_on_16_documents': all_cores(args.data),
+        'speed_of_2_workers_on_16_documents': workers(args.data),
         'peak_memory_mib': used,
-        'ms': primitives()}, indent=1))
+        'ms_for_comparing_languages': primitives(),
+    }
+    print(json.dumps(figures, indent=1))
 
 
 if __name__ == '__main__':

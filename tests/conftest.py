@@ -1,5 +1,7 @@
-"""What all tests share: the module, its path, and a way to run it as a user does."""
+"""What all tests share: the module, a run as Part I makes it, and the program as users run it."""
+
 import json
+import os
 import random
 import subprocess
 import sys
@@ -9,59 +11,93 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent
 SCRIPT = TESTS.parent / 'microgpt.py'
+README = TESTS.parent / 'README.md'
 sys.path.insert(0, str(SCRIPT.parent))
 import microgpt  # noqa: E402
 
-SMALL, UNICODE = (TESTS / 'reference' / f'{name}.txt' for name in ('small', 'unicode'))
-TINY = ['--data', str(SMALL), '--n-embd', '4', '--n-head', '2', '--block-size', '6', '--steps', '12']
+SMALL = TESTS / 'reference' / 'small.txt'
+UNICODE = TESTS / 'reference' / 'unicode.txt'
+SIZES = ['--n-embd', '4', '--n-head', '2', '--block-size', '6']
+TINY = ['--data', str(SMALL), *SIZES, '--steps', '12']
+
+
+def part_1():
+    """The text of Part I: all before the cell that opens Part II."""
+    text, rest = SCRIPT.read_text('utf-8').split('# %% [markdown]\n# # Part II', 1)
+    assert rest
+    return text
 
 
 class Run:
-    """A model in training as Part I makes it, from a data set and the configuration beside it."""
+    """A model in training as Part I makes it, with documents and sizes of a reference run."""
 
-    def __init__(self, name=None, docs=None, config=None, seed=42):
-        if name:
-            self.reference = json.loads((TESTS / 'reference' / f'{name}.json').read_text('utf-8'))
-            settings = self.reference['config']
-            docs = microgpt.load_docs(TESTS / 'reference' / f'{name}.txt')
-            config = microgpt.Config(*(settings[field] for field in microgpt.Config._fields))
-            seed = settings['seed']
-        self.rng = random.Random(seed)
-        self.docs, self.config = list(docs), config
+    def __init__(self, name, config=None, docs=None):
+        figures = TESTS / 'reference' / f'{name}.json'
+        self.reference = json.loads(figures.read_text('utf-8'))
+        self.settings = self.reference['config']
+        sizes = [self.settings[field] for field in microgpt.Config._fields]
+        self.config = config or microgpt.Config(*sizes)
+        self.rng = random.Random(self.settings['seed'])
+        self.docs = docs or microgpt.load_docs(figures.with_suffix('.txt'))
         self.rng.shuffle(self.docs)
-        self.chars = microgpt.alphabet(self.docs)
-        shapes = microgpt.shapes(config, len(self.chars) + 1)
-        self.model = microgpt.new_model(shapes, lambda: self.rng.gauss(0, 0.08))
-        self.params = microgpt.parameters(self.model)
+        self.vocab = microgpt.vocabulary(self.docs)
+        self.model = microgpt.new_model(self.config, len(self.vocab), self.rng)
+        self.adam = microgpt.Adam(microgpt.parameters(self.model))
 
     def tokens(self, step):
-        return microgpt.encode(self.docs[step % len(self.docs)], self.chars)
+        return microgpt.encode(self.docs[step % len(self.docs)], self.vocab)
 
-    def gradients_at(self, step):
-        return microgpt.document_gradients(self.model, self.config, self.tokens(step))
+    def loss_at(self, step):
+        return microgpt.document_loss(self.model, self.config, self.tokens(step))
+
+    def train(self, steps):
+        """Train until so many steps are made; the losses."""
+        rate = self.settings['learning_rate']
+        total = self.settings['num_steps']
+        training = microgpt.train(
+            self.adam, self.loss_at, lambda step: rate * (1 - step / total), steps
+        )
+        return [loss for _, loss in training]
 
 
 def run(*args, **options):
     """The finished process of `python microgpt.py` with these arguments."""
     command = [sys.executable, str(SCRIPT), *map(str, args)]
-    return subprocess.run(command, capture_output=True, encoding='utf-8', timeout=100, **options)
+    return subprocess.run(
+        command, capture_output=True, encoding='utf-8', timeout=100, **options
+    )
 
 
 def start(*args, **options):
     """The started process of `python microgpt.py` with these arguments."""
     command = [sys.executable, str(SCRIPT), *map(str, args)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            encoding='utf-8', **options)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8', **options
+    )
+
+
+def wait_for(process, text):
+    """Read a process's stderr until a line has this text in it."""
+    for line in process.stderr:
+        if text in line:
+            return
+    raise AssertionError(f'the process has ended without {text!r}')
 
 
 def refused(result, *words, status=2):
-    """Asserts that a process ended with one clear line on stderr, these words in it, and nothing else."""
+    """Assert that a process ended with one clear line, these words in it, and no names."""
     assert result.returncode == status, result.stderr
-    last = result.stderr.splitlines()[-1]
-    assert last.startswith('microgpt: ') and 'Traceback' not in result.stderr
+    assert 'Traceback' not in result.stderr
     assert result.stdout == ''
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith('microgpt: ')
     for word in words:
         assert word in last
+
+
+def env(**variables):
+    """This process's environment with some variables more."""
+    return {**os.environ, **variables}
 
 
 @pytest.fixture
