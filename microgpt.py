@@ -174,7 +174,7 @@ class Value:
         self.inputs = inputs
         self.slopes = slopes
         if inputs:
-            Value.tape.append(self)
+            self.tape.append(self)
 
     def __repr__(self):
         return f'Value(data={self.data}, grad={self.grad})'
@@ -273,16 +273,20 @@ def numbers(x):
     return [x_i.data for x_i in x]
 
 
-def dot(u, v):
-    """The dot product u[0] * v[0] + u[1] * v[1] + ... as one Value. u, v: (n,)."""
-    u_data = numbers(u)
-    v_data = numbers(v)
-    return Value(sum(map(mul, u_data, v_data)), [*u, *v], v_data + u_data)
-
-
 def linear(x, rows):
     """The dot products of x with every row. x: (n_in,), rows: (n_out, n_in)."""
-    return [dot(x, row) for row in rows]
+    x_data = numbers(x)  # read once, for all rows
+    results = []
+    for row in rows:
+        row_data = numbers(row)
+        result = sum(map(mul, x_data, row_data))
+        results.append(Value(result, x + row, row_data + x_data))
+    return results
+
+
+def dot(u, v):
+    """The dot product u[0] * v[0] + u[1] * v[1] + ... of two lists, both (n,)."""
+    return linear(u, [v])[0]
 
 
 def total(x):
@@ -539,7 +543,7 @@ def attention(x, layer, layer_cache):
         keys.append(k[part])  # (positions, head_dim), now with this position
         values.append(v[part])
         weights = attention_weights(q[part], keys)
-        columns = zip(*values)  # (head_dim, positions)
+        columns = [list(column) for column in zip(*values)]  # (head_dim, positions)
         found += linear(weights, columns)  # the weighted mean of values, (head_dim,)
     return linear(found, layer['attn_wo'])
 
@@ -746,25 +750,30 @@ def train(adam, loss_at, rate_at, steps):
 # 1.0  2.0  3.0      1.0            0.09   0.24   0.67
 # 1.0  2.0  3.0      2.0            0.19   0.31   0.51
 # ```
+#
+# Nobody asks for gradients here, so `draw` works with plain numbers. It is
+# softmax without its last step: `choices` needs only the ratios.
 
 # %%
 def draw(logits, temperature, rng):
     """A token, drawn at random by the probabilities that its logits give it."""
-    probabilities = softmax([logit / temperature for logit in logits])
-    return rng.choices(range(len(logits)), weights=numbers(probabilities))[0]
+    highest = max(logits)
+    ratios = [math.exp((logit - highest) / temperature) for logit in logits]
+    return rng.choices(range(len(logits)), weights=ratios)[0]
 
 
 def sample(model, config, vocab, choose):
     """A new document, of block_size characters at the most.
 
-    choose: a function from the logits to the next token.
+    choose: a function from the logits, as plain numbers, to the next token.
     """
     text = ''
     token = vocab.index(BOS)
     cache = new_cache(config)
     for position in range(config.block_size):
         Value.tape.clear()  # the numbers in the cache stay; gradients are not needed
-        token = choose(gpt(model, token, position, cache))
+        logits = gpt(model, token, position, cache)
+        token = choose(numbers(logits))
         if vocab[token] == BOS:
             break
         text += vocab[token]
@@ -1580,12 +1589,11 @@ class Workers:
     def gradients(self, params, batch, signals):
         """document_gradients() for each list of tokens in a batch, in its order."""
         data = array.array('d', numbers(params))
-        ranked = sorted(enumerate(batch), key=lambda item: -len(item[1]))
         results = [None] * len(batch)
         missing = len(batch)
         try:
-            for i, pipe in enumerate(self.pipes):
-                pipe.send((data, ranked[i :: len(self.pipes)]))
+            for pipe, share in zip(self.pipes, self.shares(batch)):
+                pipe.send((data, share))
             while missing:
                 for pipe in wait(self.pipes, timeout=1):
                     place, loss, gradients = pipe.recv()
@@ -1596,6 +1604,16 @@ class Workers:
             signals.check()
             raise Problem('a worker process has died', 1) from None
         return results
+
+    def shares(self, batch):
+        """A batch's documents and their places, in shares of about equal length."""
+        shares = [[] for _ in self.pipes]
+        lengths = [0] * len(shares)
+        for place, tokens in sorted(enumerate(batch), key=lambda item: -len(item[1])):
+            shortest = lengths.index(min(lengths))
+            shares[shortest].append((place, tokens))
+            lengths[shortest] += len(tokens)
+        return shares
 
     def close(self):
         for process in self.processes:
@@ -1845,16 +1863,16 @@ def escaped(text):
 
 def restrict(logits, temperature, top_k, top_p):
     """The tokens that may be drawn, in ascending order."""
-    scores = numbers(logits)
-    kept = sorted(range(len(scores)), key=lambda token: -scores[token])
+    kept = sorted(range(len(logits)), key=lambda token: -logits[token])
     if temperature < 1e-6:
         return kept[:1]
     if top_k:
         kept = kept[:top_k]
     if top_p < 1:
-        probabilities = softmax([logits[token] / temperature for token in kept])
-        sums = accumulate(numbers(probabilities))
-        kept = kept[: 1 + sum(p < top_p for p in sums)]
+        highest = logits[kept[0]]
+        ratios = [math.exp((logits[token] - highest) / temperature) for token in kept]
+        enough = top_p * sum(ratios)
+        kept = kept[: 1 + sum(reached < enough for reached in accumulate(ratios))]
     return sorted(kept)
 
 
@@ -2212,8 +2230,6 @@ def train_and_save(run, options, data, progress):
     """Train, and save the run whatever has ended its training. Did all go well?"""
     ending = None
     log = Log(options.log, run.adam.step)
-    collecting = gc.isenabled()
-    gc.disable()  # it looks for cycles, and Values never form one
     with Signals() as signals:
         try:
             train_steps(run, options, data, progress, log, signals)
@@ -2229,8 +2245,6 @@ def train_and_save(run, options, data, progress):
         finally:
             log.close()
             Value.tape.clear()
-            if collecting:
-                gc.enable()
         saved = save(run, options)
     if signals.received:
         name = {signal.SIGINT: 'Ctrl-C'}.get(signals.received, 'a signal')
@@ -2295,7 +2309,8 @@ def cli(argv=None):
     if hasattr(sys.stdout, 'reconfigure'):
         sys.stdout.reconfigure(errors='backslashreplace')
     try:
-        return program(sys.argv[1:] if argv is None else argv)
+        with no_collector():
+            return program(sys.argv[1:] if argv is None else argv)
     except BrokenPipeError:
         message, status = '', 0  # `head` has seen enough
     except (Problem, KeyboardInterrupt, MemoryError, OSError) as error:
@@ -2304,6 +2319,18 @@ def cli(argv=None):
     if message:
         say('microgpt: ' + escaped(message))
     return status
+
+
+@contextlib.contextmanager
+def no_collector():
+    """Without Python's search for cyclic garbage: Values never form a cycle."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def told(error):

@@ -112,7 +112,7 @@ def test_the_example_of_attention_is_right():
         assert sum(map(int, written[4:8])) == dot
         assert_shown(written[8:12], [dot, dot, 2, dot / 2])
         assert_shown(written[12:13], [weight.data])
-    mean = microgpt.linear(weights, zip(*rows))
+    mean = microgpt.linear(weights, [list(column) for column in zip(*rows)])
     assert_shown(row(lines[-1]), numbers(mean))
 
 
