@@ -17,16 +17,17 @@ predict again. Chatbots play the same game with pieces of words.
 its *parameters*, which are random at first. From the letters so far it computes
 a probability for every possible next letter.
 
-**The training.** The *loss* says how surprised the model was by the letter that
-really came. For every parameter, calculus tells how fast the loss grows when
-this parameter grows: its *gradient*. We move every parameter a little in the
-direction that lowers the loss, go on to the next name, and do so a thousand
-times.
+**The training.** The *loss* says how surprised the model was by the letters
+that really came. For every parameter, calculus tells how fast the loss grows
+when this parameter grows: its *gradient*. We move every parameter a little in
+the direction that lowers the loss of one name, go on to the next name, and do
+so a thousand times.
 
-Part I is the complete algorithm. It is that of Andrej Karpathy's microgpt and
-gives the same numbers, up to rounding. Part II makes a comfortable tool of it.
-Some constants are marked *taste*: with other values near them the program still
-works, and learns a little better or worse. All others belong to a formula.
+Part I is the complete algorithm. It is that of the program of the same name by
+Andrej Karpathy (2026), and gives the same numbers, up to rounding. Part II
+makes a comfortable tool of it. Some constants are marked *taste*: with other
+values near them the program still works, and learns a little better or worse.
+All others belong to a formula.
 """
 
 # %% [markdown]
@@ -115,8 +116,8 @@ def encode(doc, vocab):
 # a ** 3          3 * a ** 2
 # exp(a)          exp(a)
 # log(a)          1 / a
-# relu(a)         1 if a > 0, else 0      (not from school: relu(a)
-#                                         is a if a > 0, else 0)
+# relu(a)         1 if a > 0, else 0      (not from school: relu(a) is a
+#                                         if a > 0, else 0; see chapter 7)
 # ```
 #
 # The *chain rule* makes the gradients of a long computation from these slopes.
@@ -135,19 +136,20 @@ def encode(doc, vocab):
 # ```
 #
 # Two rules follow. First, a acts on the loss in two ways, so its gradient is
-# the sum of what it gets: gradients are *added up*, never just set. Second, c
-# must have its whole gradient before it hands it on. So everything that was
-# computed from c has to take its turn before c.
+# the sum of what it gets: gradients are *added up*, never just set. (Check:
+# with b = 3, the loss is 3 * a + a = 4 * a.) Second, c must have its whole
+# gradient before it hands it on. So everything that was computed from c has to
+# take its turn before c.
 #
 # This order costs nothing if we keep a *tape*: a list of all Values that an
 # operation has made, in the order in which they were made. What is computed
 # from c always stands after c. So we only have to read the tape backwards.
 #
 # The tape grows with every operation. When a computation is over and its
-# gradients have been used, `Value.tape.clear()` forgets it. Older Values keep
-# their numbers, and one can go on computing with them (chapter 11 does so), but
-# no gradient will come back to what they were computed from. Values that no
-# operation has made, such as parameters, never stand on the tape.
+# gradients have been used, `Value.tape.clear()` forgets it. Values from before
+# keep their numbers, but gradients do not go back any further than to them.
+# Values that no operation has made, such as parameters, never stand on the
+# tape.
 
 # %%
 class Value:
@@ -229,9 +231,9 @@ class Value:
     def backward(self):
         """Find the derivative of this Value with respect to all that it depends on.
 
-        Values on the tape start from 0. All others, such as parameters, add the new
-        gradient to the old one. So it can be called for several losses, which are then
-        summed up; to start anew, set the grad of the parameters to 0.
+        On the tape, gradients of an earlier call are forgotten. In all other Values,
+        such as parameters, the gradients of several calls add up; to start anew, set
+        their grad to 0.
         """
         for value in Value.tape:
             value.grad = 0.0
@@ -263,9 +265,10 @@ class Value:
 # The gradients are the same as with 31 Values: each of the 15 sums would only
 # hand on its gradient times 1. But one Value takes much less time than 31.
 #
-# The shape of a list is written like this: (n,) is a list of n Values, and
-# (n_out, n_in) is a list of n_out rows, each of them a list of n_in Values.
-# Such a list of rows is a *matrix*.
+# Sums of this kind are called *linear*, and the function `linear` makes several
+# of them from one x. The shape of a list is written like this: (n,) is a list
+# of n Values, and (n_out, n_in) is a list of n_out rows, each of them a list of
+# n_in Values. Such a list of rows is a *matrix*.
 
 # %%
 def numbers(x):
@@ -280,7 +283,7 @@ def linear(x, rows):
     for row in rows:
         row_data = numbers(row)
         result = sum(map(mul, x_data, row_data))
-        results.append(Value(result, x + row, row_data + x_data))
+        results.append(Value(result, x + row, row_data + x_data))  # + joins lists
     return results
 
 
@@ -291,7 +294,7 @@ def dot(u, v):
 
 def total(x):
     """The sum of a list of Values; every slope is 1."""
-    return Value(sum(numbers(x)), [*x], [1.0] * len(x))
+    return Value(sum(numbers(x)), x, [1.0] * len(x))
 
 
 def add(u, v):
@@ -315,9 +318,9 @@ def add(u, v):
 # would stay equal for ever. Why so small? Small weights make small sums, and
 # the first predictions should not have a strong opinion.
 #
-# The matrices have the names that they have in GPT-2, so that you will
-# recognise them elsewhere. (GPT-2 says "word" for token.) *Attention* and *MLP*
-# make a *layer*; chapter 7 explains them:
+# The matrices have names that are usual in such programs; the first two come
+# from GPT-2, whose tokens are pieces of words. *Attention* and *MLP* make a
+# *layer*. Chapter 7 explains them:
 #
 # | name | stands for |
 # |---|---|
@@ -334,8 +337,8 @@ class Config(NamedTuple):
 
     n_layer: int = 1  # layers of attention and MLP, one after the other
     n_embd: int = 16  # numbers that describe a token at its position
-    n_head: int = 4  # parallel searches in attention; n_embd is a multiple of it
-    block_size: int = 16  # positions; of a longer document only the beginning is used
+    n_head: int = 4  # heads of attention (not lm_head); n_embd is a multiple of it
+    block_size: int = 16  # positions; what is longer is cut off there
 
 
 def new_model(config, vocab_size, rng):
@@ -355,7 +358,7 @@ def new_model(config, vocab_size, rng):
                 'attn_wk': matrix(n, n),
                 'attn_wv': matrix(n, n),
                 'attn_wo': matrix(n, n),
-                'mlp_fc1': matrix(4 * n, n),  # 4 times as many patterns: taste
+                'mlp_fc1': matrix(4 * n, n),  # 4 is taste
                 'mlp_fc2': matrix(n, 4 * n),
             }
             for _ in range(config.n_layer)
@@ -387,13 +390,13 @@ def parameters(model):
 # ```
 #
 # Why exp()? It is always positive, it grows with the score, and only
-# differences count: one point more always means e = 2.72 times the probability,
-# whatever the other scores are.
+# differences count: a token with one point more than another always has e =
+# 2.72 times its probability.
 #
 # So we may subtract the highest score from all of them, and no probability
 # changes. We do it because exp(800) is too large for a float; afterwards, the
-# largest is exp(0) = 1. The highest score is taken as a plain number: since the
-# result does not depend on it, no gradient has to flow through it.
+# largest is exp(0) = 1. It is taken as a plain number, since no gradient has to
+# flow through it: whatever we subtract, the result is the same.
 
 # %%
 def softmax(scores):
@@ -428,7 +431,7 @@ def softmax(scores):
 # %%
 def rmsnorm(x):
     """x (n,), scaled so that the mean of its squares is 1."""
-    mean_square = dot(x, x) / len(x)  # x twice: the sum of squares
+    mean_square = dot(x, x) / len(x)  # the sum of all x_i * x_i
     scale = (mean_square + 1e-5) ** -0.5
     return [x_i * scale for x_i in x]
 
@@ -447,8 +450,9 @@ def rmsnorm(x):
 #
 # From x, three matrices make three lists by dot products: a *query*, what this
 # position looks for; a *key*, what it can be found by; and a *value*, what it
-# hands over when it is found. (This value is a list of our Values; the word is
-# the field's.)
+# hands over when it is found. What these are is not fixed: training finds out
+# what to look for. (This value is a list of our Values; the word is the
+# field's.)
 #
 # How well does a query fit a key? Their dot product says it: it is large if
 # both lists are large in the same places. It is divided by a constant, which we
@@ -483,18 +487,16 @@ def rmsnorm(x):
 # the weights: the slopes are nearly 0. Then the gradients are nearly 0 too, and
 # training cannot correct what attention looks at.
 #
-# Second, scores do get larger when lists get longer. The dot product of two
-# lists of n numbers is a sum of n products. Before training their signs are
-# random, so they are like n steps to the right or to the left. How far from the
-# start do these lead? We only ask how the distance grows with n, so let every
-# step have size 1.
+# Second, scores do get larger when lists get longer. A dot product of lists of
+# n numbers is a sum of n products. Before training their signs are random, so
+# the sum is like a walk of n steps to the right or to the left, and the score
+# is the distance d from the start at its end.
 #
-# From a distance d, the next step leads to d + 1 or to d - 1. The squares of
-# these are `d*d + 2*d + 1` and `d*d - 2*d + 1`, and their mean is `d*d + 1`. So
-# `d*d` grows by 1 with each step, and after n steps d is about sqrt(n).
-#
-# So we divide by sqrt(n), here sqrt(4) = 2. Then the length of the lists does
-# not make the scores larger.
+# From d, a step of size 1 leads to d + 1 or d - 1. The squares of these are
+# `d*d + 2*d + 1` and `d*d - 2*d + 1`, and their mean is `d*d + 1`. So on
+# average each step adds 1 to `d*d`, and after n steps d is about sqrt(n). We
+# divide by sqrt(n), here sqrt(4) = 2, and longer lists do not make larger
+# scores.
 
 # %%
 def attention_weights(query, keys):
@@ -515,8 +517,8 @@ def attention_weights(query, keys):
 # note can depend on what every head found.
 #
 # ```text
-# q          0 1 2 3    4 5 6 7    8 9 10 11    12 13 14 15
-# head          0          1           2             3
+# numbers of q    0 1 2 3    4 5 6 7    8 9 10 11    12 13 14 15
+# head               0          1           2             3
 # ```
 #
 # The keys and values of this position are kept in a *cache*, because later
@@ -531,7 +533,10 @@ def new_cache(config):
 
 
 def attention(x, layer, layer_cache):
-    """The first note of a layer: what x finds at the positions so far. x: (n_embd,)."""
+    """The first note of a layer: what x (n_embd,) finds at the positions so far.
+
+    layer_cache: its keys and values for every head; those of x are added to it.
+    """
     q = linear(x, layer['attn_wq'])
     k = linear(x, layer['attn_wk'])
     v = linear(x, layer['attn_wv'])
@@ -553,7 +558,7 @@ def attention(x, layer, layer_cache):
 #
 # Attention brings together what other positions hand over, but its note is only
 # a mean of it. The MLP can draw conclusions. (The letters mean "multi-layer
-# perceptron"; perceptrons were the first artificial neurons.)
+# perceptron"; perceptrons were early artificial neurons.)
 #
 # Every row of `mlp_fc1` looks for a pattern: its dot product with x is large if
 # x is large in the same places. relu silences the patterns that are not found,
@@ -573,8 +578,8 @@ def mlp(x, layer):
 #
 # The notepad begins as the sum of two embeddings, that of the token and that of
 # the position. One list has room for both: training can let some numbers tell
-# of the token, and others of the position. Without the position, "ema" and
-# "mea" would look alike at their last letter: it is the same, the letters
+# of the token, and others of the position. Without the position, a layer could
+# not tell "ema" from "mea" at the last letter: it is the same, the letters
 # before it are the same, and a mean does not depend on their order.
 #
 # Why is a note *added* to the notepad, and not put in its place? In a sum,
@@ -584,11 +589,11 @@ def mlp(x, layer):
 # called a *residual* connection.)
 #
 # Where is x normed? Notes change the size of the numbers on the notepad, so
-# attention and MLP each read a normed copy. The notepad itself is normed once,
-# at the very beginning: embeddings start small, about 0.1, and the notes would
-# soon outweigh them. (The first copy is then normed twice, which does no harm.)
-# `lm_head` reads the notepad as it is. After a single layer its size has not
-# gone far; larger GPTs norm it here once more (taste).
+# attention and MLP each read a normed copy. The notepad itself is normed only
+# when it begins. Embeddings start as small numbers, and a note is a sum of many
+# products: without this norm, what the notes say would soon be much louder than
+# which token was read. (So the first layer norms twice, which does no harm.)
+# `lm_head` reads the notepad without a norm. GPTs differ in this: taste.
 
 # %%
 def gpt(model, token, position, cache):
@@ -647,17 +652,18 @@ def document_loss(model, config, tokens):
 # (`beta1`) and takes in 0.15 of g. Where names agree, hints add up; where they
 # do not, they cancel out.
 #
-# **Gradients differ a lot in size**, so no rate suits all of them. Adam divides
-# m by the usual size of g: the square root of v, a running mean of g * g that
-# keeps 0.99 of itself (`beta2`). The quotient is near 1 or -1 if the gradients
-# agree, and near 0 if they contradict each other. Times the rate, it is the
-# step.
+# **Gradients differ a lot in size** from one parameter to the next. With one
+# rate for all, some would jump too far while others hardly move. So Adam
+# divides m by the usual size of g: the square root of v, a running mean of g *
+# g that keeps 0.99 of itself (`beta2`). The quotient is near 1 or -1 if the
+# gradients agree, and near 0 if they contradict each other. Times the rate, it
+# is the step.
 #
 # **Running means that start at 0 are too small at first.** If g stays the same,
-# m is 0.15 * g after one step and 0.2775 * g after two, for each step takes in
-# 0.15 of what is still missing. After n steps it is `g * (1 - 0.85 ** n)`, and
-# we divide it by `1 - 0.85 ** n`. The result is called m_hat (on paper, m with
-# a hat); v_hat is made in the same way.
+# m is `0.15 * g` after one step, and what it still lacks becomes 0.85 times as
+# much with each step. So after n steps m is `g * (1 - 0.85 ** n)`, and we
+# divide it by `1 - 0.85 ** n`. The result is called m_hat (on paper, m with a
+# hat); v_hat is made in the same way.
 #
 # ```text
 #      g       m         m_hat     v          v_hat    m_hat / sqrt(v_hat)
@@ -671,10 +677,8 @@ def document_loss(model, config, tokens):
 # ```
 #
 # Equal gradients move a parameter by the whole rate at each step, however large
-# they are. After an opposite one it almost stands still. (When gradients
-# suddenly grow, m takes in 0.15 of the change and v only 0.01, so a step can be
-# somewhat longer than the rate. 0.85, 0.99 and the tiny eps, which keeps us
-# from dividing by 0, are taste.)
+# they are. After an opposite one it almost stands still. (0.85, 0.99 and the
+# tiny eps, which keeps us from dividing by 0, are taste.)
 
 # %%
 class Adam:
@@ -687,7 +691,7 @@ class Adam:
         self.step = 0
 
     def update(self, rate, beta1=0.85, beta2=0.99, eps=1e-8):
-        """Move every parameter against its gradient, by about the rate or less."""
+        """Move every parameter against its gradient, as a rule by the rate at most."""
         self.step += 1
         m, v = self.m, self.v
         m_correction = 1 - beta1 ** self.step
@@ -718,8 +722,8 @@ class Adam:
 def train(adam, loss_at, rate_at, steps):
     """Train until `steps` steps are made; yields (step, loss) after each of them.
 
-    loss_at: a function from the number of steps made to the next loss, a Value.
-    rate_at: a function from the number of steps made to the next learning rate.
+    loss_at(step): the loss to learn from when `step` steps have been made, a Value.
+    rate_at(step): the learning rate for it.
     """
     while adam.step < steps:
         Value.tape.clear()
@@ -738,7 +742,7 @@ def train(adam, loss_at, rate_at, steps):
 # is drawn by the predicted probabilities, the model reads this token, and so
 # on, until BOS is drawn. To take the most probable token each time would give
 # the same name every time. There are other ways to choose (Part II has some),
-# so `sample` asks a function.
+# so `sample` leaves it to a function, `choose`.
 #
 # The *temperature* says how much to leave to chance. All logits are divided by
 # it before softmax. Below 1, their differences become larger, and what is
@@ -765,7 +769,7 @@ def draw(logits, temperature, rng):
 def sample(model, config, vocab, choose):
     """A new document, of block_size characters at the most.
 
-    choose: a function from the logits, as plain numbers, to the next token.
+    choose(logits): the next token; the logits are plain numbers.
     """
     text = ''
     token = vocab.index(BOS)
@@ -785,7 +789,24 @@ def sample(model, config, vocab, choose):
 #
 # Read the documents, make a model, train it, and let it write. The learning
 # rate starts at 0.01 and falls to 0: long steps to get near, short ones to
-# settle. (Both are taste, and so are all the defaults.)
+# settle. (Both are taste, and so are all the defaults.) In about ten seconds it
+# prints:
+#
+# ```text
+# step    1 / 1000 | loss 3.3061
+# step  100 / 1000 | loss 2.1500
+# ...
+# step 1000 / 1000 | loss 2.4267
+# aleta
+# sien
+# kimas
+# isara
+# ...
+# ```
+#
+# Each loss is that of a single name, and some names are easier than others, so
+# it jumps. Its mean falls from 3.3 to about 2.5: for the letter that comes,
+# from a probability of 1/27 to 1/12. Names are hard to guess.
 #
 # `python microgpt.py` runs the comfortable version of this, from Part II. To
 # run this one: `python -c "import microgpt; microgpt.main()"`.
@@ -852,7 +873,7 @@ def main(path='input.txt', steps=1000, samples=20, temperature=0.5, seed=42):
 #
 # From here on it is ordinary Python around Part I: options, files, pictures. It
 # calls Part I's model, `train` and `sample`, and repeats none of them. The
-# story is told by `run`, at the end.
+# story is told by `program`, at the end.
 #
 # ## 14. Options
 #
@@ -1012,7 +1033,7 @@ KEPT = {
     'temperature': float, 'top_k': int, 'top_p': float, 'prompt': str,
     'min_length': int, 'max_length': int, 'alphabetic': bool, 'unique': bool,
     'novel': bool,
-}  # fmt: skip
+}
 MANY = 10 ** 12
 LIMITS = {
     'val_fraction': (0, 1), 'n_layer': (1, 1000), 'n_embd': (1, 10_000),
@@ -1022,7 +1043,7 @@ LIMITS = {
     'save_every': (0, MANY), 'samples': (0, MANY), 'temperature': (0, MANY),
     'top_k': (0, MANY), 'top_p': (0, 1), 'min_length': (0, MANY),
     'max_length': (0, MANY),
-}  # fmt: skip
+}
 
 
 def flag(name):
@@ -1192,13 +1213,6 @@ def document_tokens(doc, run):
 # never overwritten. A new one is written beside it, completely, and then takes
 # its name in one step, which the system does at once or not at all: whatever
 # happens, there is a whole file, the old one or the new.
-#
-# A *checkpoint* holds all that it takes to go on exactly: settings, vocabulary,
-# parameters, Adam's m, v and step, and the state of the random generator. Its
-# format is safetensors, which other tools can read: the length of a header, the
-# header in JSON, and then nothing but numbers. Who loads one may have got it
-# from a stranger. So nothing in it is trusted before it has been checked, and
-# nothing is built before its size has been compared with that of the file.
 
 # %%
 def replace_file(path, data):
@@ -1244,6 +1258,21 @@ def check_writable(path, is_ours, what):
         raise Problem(f'{path}: is there already, and is not {what}')
 
 
+# %% [markdown]
+# ## 17. Checkpoints
+#
+# A *checkpoint* holds all that it takes to go on exactly: settings, vocabulary,
+# parameters, Adam's m, v and step, and the state of the random generator. Its
+# format is safetensors, which other tools can read: the length of a header, the
+# header in JSON, and then nothing but numbers. Who loads one may have got it
+# from a stranger. So nothing in it is trusted before it has been checked, and
+# nothing is built before its size has been compared with that of the file.
+
+# %%
+class BadFile(Exception):
+    """A file is not what it should be; and why."""
+
+
 VERSION = 'microgpt 1'
 LARGEST_HEADER = 4_000_000
 NO_HASH = '0' * 64  # stands in the header while the hash of the file is computed
@@ -1281,7 +1310,7 @@ def header_entries(model):
             start, end = end, end + 8 * shape[0] * shape[1]
             entries[prefix + name] = {
                 'dtype': 'F64', 'shape': shape, 'data_offsets': [start, end]
-            }  # fmt: skip
+            }
     return entries
 
 
@@ -1316,7 +1345,7 @@ def save_checkpoint(path, run):
 
 
 def parse_json(text):
-    """What a JSON text says; a ValueError if it is none, or would take for ever."""
+    """What a JSON text says; a BadFile if it is none, or would take for ever."""
 
     def short_int(digits):
         if len(digits) > 20:
@@ -1325,26 +1354,26 @@ def parse_json(text):
 
     try:
         return json.loads(text, parse_int=short_int)
-    except RecursionError:
-        raise ValueError('nested too deeply') from None
+    except (ValueError, RecursionError):
+        raise BadFile('a text in it is not JSON') from None
 
 
 def read_header(file, size):
     """The header of a safetensors file of ours, as a dict, and its metadata."""
     length = int.from_bytes(file.read(8), 'little')
     if not 0 < length <= min(size - 8, LARGEST_HEADER):
-        raise ValueError('not a safetensors file')
+        raise BadFile('not a safetensors file')
     try:
         header = parse_json(file.read(length))
-    except ValueError:
-        raise ValueError('not a safetensors file') from None
+    except BadFile:
+        raise BadFile('not a safetensors file') from None
     if not isinstance(header, dict):
-        raise ValueError('not a safetensors file')
+        raise BadFile('not a safetensors file')
     metadata = header.pop('__metadata__', None)
     if not isinstance(metadata, dict) or 'microgpt' not in str(metadata.get('version')):
-        raise ValueError('a safetensors file, but not one of microgpt')
+        raise BadFile('a safetensors file, but not one of microgpt')
     if metadata['version'] != VERSION:
-        raise ValueError(f'made by another version, {metadata["version"]!r:.40}')
+        raise BadFile(f'made by another version, {metadata["version"]!r:.40}')
     return header, metadata
 
 
@@ -1353,25 +1382,25 @@ def is_checkpoint(path):
     with open(path, 'rb') as file:
         try:
             read_header(file, os.path.getsize(path))
-        except ValueError:
+        except BadFile:
             return False
     return True
 
 
 def checked_settings(text):
-    """A checkpoint's settings, complete; a ValueError or Problem if impossible."""
+    """A checkpoint's settings, complete; a BadFile or Problem if impossible."""
     defaults = vars(option_parser().parse_args([]))
     settings = parse_json(text)
     if not isinstance(settings, dict) or not settings.keys() <= KEPT.keys():
-        raise ValueError('it has settings that this version does not know')
+        raise BadFile('it has settings that this version does not know')
     for name, value in settings.items():
         if value is None and defaults[name] is None:
             continue
         if type(value) is not KEPT[name] or not is_text(str(value)):
-            raise ValueError(f'its {flag(name)} is {value!r:.40}')
+            raise BadFile(f'its {flag(name)} is {value!r:.40}')
     settings = {**{name: defaults[name] for name in KEPT}, **settings}
     if settings['decay'] not in DECAYS:
-        raise ValueError(f'its --decay is {settings["decay"]!r:.40}')
+        raise BadFile(f'its --decay is {settings["decay"]!r:.40}')
     check_options(argparse.Namespace(**{**defaults, **settings}))
     return settings
 
@@ -1382,46 +1411,46 @@ def is_text(text):
 
 
 def checked_run(header, metadata, n_doubles):
-    """A Run as the metadata say, still with random parameters, or a ValueError."""
-    for name in ('settings', 'vocabulary', 'random', 'step'):
-        if not isinstance(metadata.get(name), str):
-            raise ValueError(f'it has no {name}')
+    """A Run as the metadata say, still with random parameters, or a BadFile."""
+    for name in ('settings', 'vocabulary', 'random', 'step', 'sha256'):
+        if not isinstance(metadata.get(name), str) or not is_text(metadata[name]):
+            raise BadFile(f'it has no {name}')
     chars, step = metadata['vocabulary'], metadata['step']
-    if not is_text(chars) or BOS in chars or vocabulary([chars]) != chars + BOS:
-        raise ValueError('its vocabulary is impossible')
+    if BOS in chars or vocabulary([chars]) != chars + BOS:
+        raise BadFile('its vocabulary is impossible')
     if not step.isdecimal() or len(step) > 13:
-        raise ValueError('its number of steps is impossible')
+        raise BadFile('its number of steps is impossible')
     settings = checked_settings(metadata['settings'])
     n_embd = settings['n_embd']
     rows = 2 * len(chars) + settings['block_size'] + 4 * n_embd * settings['n_layer']
     if 3 * n_embd * rows > n_doubles:  # before anything is built, which would be huge
-        raise ValueError('it is cut off, or its sizes are wrong')
+        raise BadFile('it is cut off, or its sizes are wrong')
     digest = str(metadata.get('documents', ''))
     run = Run(settings, chars + BOS, random.Random(0), digest)
     check_tensors(header, header_entries(run.model))
     if 3 * len(run.adam.params) != n_doubles:
-        raise ValueError('it is cut off, or too long')
+        raise BadFile('it is cut off, or too long')
     run.adam.step = int(step)
     set_random_state(run.rng, parse_json(metadata['random']))
     return run
 
 
 def check_tensors(header, expected):
-    """A ValueError unless a header has the expected entries, and no others."""
+    """A BadFile unless a header has the expected entries, and no others."""
     for name in {**expected, **header}:
         if header.get(name) != expected.get(name):
-            raise ValueError(f'its tensor {name!r:.40} is not as it should be')
+            raise BadFile(f'its tensor {name!r:.40} is not as it should be')
 
 
 def set_random_state(rng, state):
-    """Give a random generator a state that comes from JSON, or raise a ValueError."""
+    """Give a random generator a state that comes from JSON, or raise a BadFile."""
     try:
         version, words, gauss = state
         rng.setstate((version, tuple(words), gauss))
     except (TypeError, ValueError, OverflowError):
-        raise ValueError('its random state is impossible') from None
+        raise BadFile('its random state is impossible') from None
     if gauss is not None and type(gauss) is not float:
-        raise ValueError('its random state is impossible')
+        raise BadFile('its random state is impossible')
 
 
 def load_checkpoint(path):
@@ -1436,24 +1465,24 @@ def load_checkpoint(path):
             run = checked_run(header, metadata, (size - start) / 8)
             file.seek(0)
             whole = file.read()
-        digest = str(metadata.get('sha256'))
+        digest = metadata['sha256']
         unsigned = whole.replace(digest.encode(), NO_HASH.encode(), 1)
         if hashlib.sha256(unsigned).hexdigest() != digest:
-            raise ValueError('it is damaged: its SHA-256 is another')
+            raise BadFile('it is damaged: its SHA-256 is another')
         doubles = array.array('d')
         doubles.frombytes(memoryview(whole)[start:])
         swap_if_big_endian(doubles)
         fill_run(run, doubles)
-    except ValueError as error:
+    except (BadFile, Problem) as error:
         raise Problem(f'{path}: {error}') from None
     return run
 
 
 def fill_run(run, doubles):
-    """Give a Run its parameters, m and v; a ValueError if these are none."""
+    """Give a Run its parameters, m and v; a BadFile if these are none."""
     n = len(doubles) // 3
     if not all(abs(x) < 1e30 for x in doubles) or min(doubles[2 * n :]) < 0:
-        raise ValueError('its numbers are beyond reason')
+        raise BadFile('its numbers are beyond reason')
     for p, x in zip(run.adam.params, doubles):
         p.data = x
     run.adam.m = list(doubles[n : 2 * n])
@@ -1461,7 +1490,7 @@ def fill_run(run, doubles):
 
 
 # %% [markdown]
-# ## 17. Training under control
+# ## 18. Training under control
 #
 # A *batch* is several documents in one step: the mean of their gradients is a
 # better hint than one of them. *Clipping* shortens a gradient that is too long,
@@ -1691,7 +1720,7 @@ def n_predictions(tokens, config):
 
 
 # %% [markdown]
-# ## 18. Progress and log
+# ## 19. Progress and log
 #
 # The loss of one step says little, for names differ: some are hard to guess. So
 # we show the mean over the predictions of the last hundred steps, which is the
@@ -1844,7 +1873,7 @@ def is_log(path):
 
 
 # %% [markdown]
-# ## 19. Sampling under control
+# ## 20. Sampling under control
 #
 # The model knows thousands of names that nobody would call a name: each is
 # improbable, but together they are drawn now and then. *Top-k* leaves only the
@@ -1949,7 +1978,7 @@ def print_names(run, options, data):
 
 
 # %% [markdown]
-# ## 20. Pictures
+# ## 21. Pictures
 #
 # What has the model learnt, and what is it doing? `--inspect TEXT` shows,
 # letter by letter, what it expected and what came, and where each head of
@@ -2157,7 +2186,7 @@ def graphviz(value, limit=500):
 
 
 # %% [markdown]
-# ## 21. The program
+# ## 22. The program
 #
 # Get a model, train it, save it, judge it, look into it, and let it write.
 

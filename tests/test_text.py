@@ -156,6 +156,15 @@ def test_the_example_of_temperature_is_right():
         assert_shown(written[4:], numbers(microgpt.softmax(scores)))
 
 
+def test_the_output_that_chapter_12_shows_is_that_of_main(monkeypatch, capsys):
+    monkeypatch.chdir(SCRIPT.parent)
+    microgpt.main()
+    printed = capsys.readouterr().out.splitlines()
+    lines = example('aleta')
+    assert printed[:2] == lines[:2]
+    assert printed[10:15] == lines[3:8]
+
+
 def test_the_sizes_of_this_model_are_right():
     config = microgpt.Config()
     model = microgpt.new_model(config, 27, microgpt.random.Random(1))
