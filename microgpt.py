@@ -23,11 +23,11 @@ when this parameter grows: its *gradient*. We move every parameter a little in
 the direction that lowers the loss of one name, go on to the next name, and do
 so a thousand times.
 
-Part I is the complete algorithm. It is that of the program of the same name by
-Andrej Karpathy (2026), and gives the same numbers, up to rounding. Part II
-makes a comfortable tool of it. Some constants are marked *taste*: with other
-values near them the program still works, and learns a little better or worse.
-All others belong to a formula.
+Part I is the complete algorithm. It follows the program of the same name by
+Andrej Karpathy (2026), and gives the same losses and names, up to rounding.
+Part II makes a comfortable tool of it. Some constants are marked *taste*: with
+other values near them the program still works, and learns a little better or
+worse. All others belong to a formula.
 """
 
 # %% [markdown]
@@ -36,10 +36,10 @@ All others belong to a formula.
 # ## 1. Data
 #
 # A *document* is one line of a text file; here, one name. Our file is
-# `input.txt`, several thousand names, which lies beside this program. They
-# stand there in alphabetical order, but training will read them in random
-# order. A thousand steps read only a thousand names, and if all of these began
-# with "a", the model would learn that all names do.
+# `input.txt`, which lies beside this program and has several thousand names, in
+# alphabetical order. Training will read them in random order. It takes a
+# thousand of them, and if all of these began with "a", the model would learn
+# that all names do.
 #
 # All chance comes from one random generator, `rng`. It starts from a number
 # that we choose, the *seed*: with the same seed, a run gives the same names.
@@ -147,9 +147,9 @@ def encode(doc, vocab):
 #
 # The tape grows with every operation. When a computation is over and its
 # gradients have been used, `Value.tape.clear()` forgets it. Values from before
-# keep their numbers, but gradients do not go back any further than to them.
-# Values that no operation has made, such as parameters, never stand on the
-# tape.
+# can still be used as numbers (chapter 11 does so), but gradients do not go
+# back any further than to them. Values that no operation has made, such as
+# parameters, never stand on the tape.
 
 # %%
 class Value:
@@ -313,10 +313,13 @@ def add(u, v):
 # number may come to mean "vowel".
 #
 # They are drawn from a normal distribution with mean 0 and standard deviation
-# 0.08 (taste). Why at random? If all weights were equal, all weighted sums of
-# the same x would be equal, all would be corrected in the same way, and they
-# would stay equal for ever. Why so small? Small weights make small sums, and
-# the first predictions should not have a strong opinion.
+# 0.08 (taste). Why so small? Large weights make large sums, which would be
+# strong opinions, and the first ones can only be wrong.
+#
+# Why at random? If all weights of a matrix were equal, so would be all the sums
+# that it makes. What comes next could not tell them apart, so they would be
+# corrected alike, and stay equal for ever. (With all parameters equal, this
+# model learns no more than how frequent each letter is.)
 #
 # The matrices have names that are usual in such programs; the first two come
 # from GPT-2, whose tokens are pieces of words. *Attention* and *MLP* make a
@@ -358,7 +361,7 @@ def new_model(config, vocab_size, rng):
                 'attn_wk': matrix(n, n),
                 'attn_wv': matrix(n, n),
                 'attn_wo': matrix(n, n),
-                'mlp_fc1': matrix(4 * n, n),  # 4 is taste
+                'mlp_fc1': matrix(4 * n, n),  # 4: more patterns to look for; taste
                 'mlp_fc2': matrix(n, 4 * n),
             }
             for _ in range(config.n_layer)
@@ -395,8 +398,8 @@ def parameters(model):
 #
 # So we may subtract the highest score from all of them, and no probability
 # changes. We do it because exp(800) is too large for a float; afterwards, the
-# largest is exp(0) = 1. It is taken as a plain number, since no gradient has to
-# flow through it: whatever we subtract, the result is the same.
+# largest is exp(0) = 1. The highest score is taken as a plain number, since no
+# gradient has to flow through it: whatever we subtract, the result is the same.
 
 # %%
 def softmax(scores):
@@ -455,11 +458,11 @@ def rmsnorm(x):
 # field's.)
 #
 # How well does a query fit a key? Their dot product says it: it is large if
-# both lists are large in the same places. It is divided by a constant, which we
-# come to below, and gives the score of the position that the key belongs to.
-# Softmax makes *attention weights* of the scores. The result is the mean of all
-# values, weighted by them. Here we are at the m of "em", with lists of four
-# numbers, and see three positions. The query is 2 0 1 1:
+# both lists are large in the same places. Divided by a constant, which we come
+# to below, it is the score of the position that the key belongs to. Softmax
+# makes *attention weights* of the scores. The result is the mean of all values,
+# weighted by them. Here we are at the m of "em", with lists of four numbers,
+# and see three positions. The query is 2 0 1 1:
 #
 # ```text
 # position   key          query . key        score         weight   value
@@ -487,16 +490,16 @@ def rmsnorm(x):
 # the weights: the slopes are nearly 0. Then the gradients are nearly 0 too, and
 # training cannot correct what attention looks at.
 #
-# Second, scores do get larger when lists get longer. A dot product of lists of
-# n numbers is a sum of n products. Before training their signs are random, so
-# the sum is like a walk of n steps to the right or to the left, and the score
-# is the distance d from the start at its end.
+# Second, dot products get larger when lists get longer. For lists of n numbers,
+# it is a sum of n products. Before training their signs are random, so the sum
+# is like a walk of n steps to the right or to the left. Say that a step has
+# size 1; with another size, the whole walk is larger by that factor, for any n.
 #
-# From d, a step of size 1 leads to d + 1 or d - 1. The squares of these are
+# From a place d, a step leads to d + 1 or d - 1. The squares of these are
 # `d*d + 2*d + 1` and `d*d - 2*d + 1`, and their mean is `d*d + 1`. So on
-# average each step adds 1 to `d*d`, and after n steps d is about sqrt(n). We
-# divide by sqrt(n), here sqrt(4) = 2, and longer lists do not make larger
-# scores.
+# average each step adds 1 to `d*d`, and n steps lead about sqrt(n) away.
+# Divided by sqrt(n), here sqrt(4) = 2, the scores of long lists are no larger
+# than others.
 
 # %%
 def attention_weights(query, keys):
@@ -562,7 +565,7 @@ def attention(x, layer, layer_cache):
 #
 # Every row of `mlp_fc1` looks for a pattern: its dot product with x is large if
 # x is large in the same places. relu silences the patterns that are not found,
-# those below 0, and `mlp_fc2` makes the note from the others. Without relu,
+# those below 0, and `mlp_fc2` makes the note from those that are. Without relu,
 # weighted sums of weighted sums would be just weighted sums again, without any
 # "if".
 
@@ -579,8 +582,8 @@ def mlp(x, layer):
 # The notepad begins as the sum of two embeddings, that of the token and that of
 # the position. One list has room for both: training can let some numbers tell
 # of the token, and others of the position. Without the position, a layer could
-# not tell "ema" from "mea" at the last letter: it is the same, the letters
-# before it are the same, and a mean does not depend on their order.
+# not tell "ema" from "mea": the last letter is the same, the letters before it
+# are the same, and a mean does not depend on their order.
 #
 # Why is a note *added* to the notepad, and not put in its place? In a sum,
 # every term has slope 1. So gradients come back through all layers at full
@@ -590,10 +593,10 @@ def mlp(x, layer):
 #
 # Where is x normed? Notes change the size of the numbers on the notepad, so
 # attention and MLP each read a normed copy. The notepad itself is normed only
-# when it begins. Embeddings start as small numbers, and a note is a sum of many
-# products: without this norm, what the notes say would soon be much louder than
-# which token was read. (So the first layer norms twice, which does no harm.)
-# `lm_head` reads the notepad without a norm. GPTs differ in this: taste.
+# when it begins, so that embeddings, which are small at first, count as much as
+# the notes. (So the first layer norms twice, which does no harm.) `lm_head`
+# reads the notepad as it is. After one layer its size has not changed much;
+# larger GPTs, with many layers, norm it here once more (taste).
 
 # %%
 def gpt(model, token, position, cache):
@@ -691,7 +694,7 @@ class Adam:
         self.step = 0
 
     def update(self, rate, beta1=0.85, beta2=0.99, eps=1e-8):
-        """Move every parameter against its gradient, as a rule by the rate at most."""
+        """Move every parameter by about the rate or less, to lower the loss."""
         self.step += 1
         m, v = self.m, self.v
         m_correction = 1 - beta1 ** self.step
@@ -756,7 +759,7 @@ def train(adam, loss_at, rate_at, steps):
 # ```
 #
 # Nobody asks for gradients here, so `draw` works with plain numbers. It is
-# softmax without its last step: `choices` needs only the ratios.
+# softmax without its last step: `rng.choices` needs only the ratios.
 
 # %%
 def draw(logits, temperature, rng):
@@ -805,8 +808,8 @@ def sample(model, config, vocab, choose):
 # ```
 #
 # Each loss is that of a single name, and some names are easier than others, so
-# it jumps. Its mean falls from 3.3 to about 2.5: for the letter that comes,
-# from a probability of 1/27 to 1/12. Names are hard to guess.
+# it jumps. Its mean falls from 3.3 to about 2.5. So the probability of the
+# letter that comes rises from 1/27 to about 1/12. Names are hard to guess.
 #
 # `python microgpt.py` runs the comfortable version of this, from Part II. To
 # run this one: `python -c "import microgpt; microgpt.main()"`.
