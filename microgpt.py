@@ -890,6 +890,7 @@ import array
 import contextlib
 import csv
 import datetime
+import errno
 import gc
 import hashlib
 import json
@@ -920,6 +921,20 @@ def say(text, end='\n'):
     """Print to stderr, which is for people; stdout is for the names alone."""
     with contextlib.suppress(OSError):  # stderr is closed: nobody wants to know
         print(text, file=sys.stderr, end=end, flush=True)
+
+
+def escaped(text):
+    """A text without characters that could do anything to a terminal but write."""
+    harmless = ('\u200c', '\u200d')  # some scripts need these two to join letters
+    return ''.join(
+        char
+        if char in harmless or unicodedata.category(char) not in UNSAFE
+        else ascii(char)[1:-1]
+        for char in text
+    )
+
+
+UNSAFE = ('Cc', 'Cf', 'Cs', 'Zl', 'Zp')  # controls, formats, half characters, breaks
 
 
 class Diverged(Problem):
@@ -1121,8 +1136,12 @@ class Data:
     def __init__(self, path, seed, val_fraction):
         docs = read_docs(path)
         self.path = os.path.abspath(path)
+        if not is_text(self.path):
+            raise Problem(f'{path}: a path that is not text cannot be kept')
         self.digest = hashlib.sha256('\n'.join(docs).encode()).hexdigest()
         self.vocab = vocabulary(docs)
+        if len(self.vocab) > 100_000:
+            raise Problem(f'{path}: more than 100000 different characters')
         self.n_docs = len(docs)
         self.known = set(docs)
         self.rng = random.Random(seed)
@@ -1164,7 +1183,7 @@ def find_data(options, given, checkpoint):
     if 'data' in given:
         return options.data
     if checkpoint and options.data:
-        if not os.path.isfile(options.data):
+        if not os.path.isfile(options.data) or not os.path.getsize(options.data):
             raise Problem(f'{options.data}, its documents, is gone: see --data')
         return options.data
     for path in ('input.txt', os.path.join(HERE, 'input.txt')):
@@ -1194,7 +1213,7 @@ def check_documents(data, options, given, checkpoint):
         return
     if 'data' not in given:
         raise Problem(f'{data.path}: not the documents of {options.load}: see --data')
-    say(f'{data.path}: not the documents that {options.load} was trained on')
+    say(escaped(f'{data.path}: not the documents that {options.load} was trained on'))
 
 
 def check_characters(text, vocab, where):
@@ -1218,13 +1237,14 @@ def document_tokens(doc, run):
 # happens, there is a whole file, the old one or the new.
 
 # %%
-def replace_file(path, data):
+def replace_file(path, *parts):
     """Write bytes to a file: it has all of them afterwards, or is as it was before."""
     path = os.path.realpath(path)
     handle, new = tempfile.mkstemp(dir=os.path.dirname(path), prefix='.microgpt-')
     try:
         with open(handle, 'wb') as file:
-            file.write(data)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         if os.path.exists(path):
@@ -1252,7 +1272,7 @@ def check_writable(path, is_ours, what):
             raise Problem(f'{path}: not a file')
         with tempfile.TemporaryFile(dir=os.path.dirname(path)):
             pass
-        if len(os.path.basename(path).encode()) > 255 or os.path.exists(path):
+        if len(os.fsencode(os.path.basename(path))) > 255 or os.path.exists(path):
             with open(path, 'rb+'):
                 pass
     except OSError as error:
@@ -1277,7 +1297,7 @@ class BadFile(Exception):
 
 
 VERSION = 'microgpt 1'
-LARGEST_HEADER = 4_000_000
+LARGEST_HEADER = 8_000_000
 NO_HASH = '0' * 64  # stands in the header while the hash of the file is computed
 
 
@@ -1289,6 +1309,7 @@ class Run:
         self.vocab = vocab
         self.rng = rng
         self.digest = digest  # the SHA-256 of the documents
+        self.last_loss = ''  # that of the last step, as it stands in the log
         self.config = Config(*(settings[name] for name in Config._fields))
         self.model = new_model(self.config, len(vocab), rng)
         self.adam = Adam(parameters(self.model))
@@ -1326,7 +1347,9 @@ def swap_if_big_endian(doubles):
 def save_checkpoint(path, run):
     """Write a run to a file; an OSError leaves the file as it was."""
     adam = run.adam
-    doubles = array.array('d', [*numbers(adam.params), *adam.m, *adam.v])
+    doubles = array.array('d', numbers(adam.params))
+    doubles.extend(adam.m)
+    doubles.extend(adam.v)
     if not all(abs(x) < 1e30 for x in doubles):
         raise Diverged(f'step {adam.step} has ruined the model: {ADVICE}', 1)
     swap_if_big_endian(doubles)
@@ -1336,15 +1359,18 @@ def save_checkpoint(path, run):
         'settings': json.dumps(run.settings),
         'vocabulary': run.vocab[:-1],
         'step': str(adam.step),
+        'loss': run.last_loss,
         'random': json.dumps(run.rng.getstate()),
         'documents': run.digest,
     }
     entries = {'__metadata__': metadata, **header_entries(run.model)}
     header = json.dumps(entries).encode()
     header += b' ' * (-len(header) % 8)
-    whole = len(header).to_bytes(8, 'little') + header + doubles.tobytes()
-    digest = hashlib.sha256(whole).hexdigest()
-    replace_file(path, whole.replace(NO_HASH.encode(), digest.encode(), 1))
+    start = len(header).to_bytes(8, 'little') + header
+    digest = hashlib.sha256(start)
+    digest.update(doubles)
+    signed = start.replace(NO_HASH.encode(), digest.hexdigest().encode(), 1)
+    replace_file(path, signed, doubles)
 
 
 def parse_json(text):
@@ -1434,6 +1460,7 @@ def checked_run(header, metadata, n_doubles):
     if 3 * len(run.adam.params) != n_doubles:
         raise BadFile('it is cut off, or too long')
     run.adam.step = int(step)
+    run.last_loss = str(metadata.get('loss', ''))
     set_random_state(run.rng, parse_json(metadata['random']))
     return run
 
@@ -1459,7 +1486,8 @@ def set_random_state(rng, state):
 def load_checkpoint(path):
     """The Run in a file; a Problem says what is wrong if there is none."""
     if not os.path.isfile(path):
-        raise Problem(f'{path}: no such file')
+        reason = 'not a file' if os.path.exists(path) else 'no such file'
+        raise Problem(f'{path}: {reason}')
     size = os.path.getsize(path)
     try:
         with open(path, 'rb') as file:
@@ -1513,10 +1541,11 @@ class Stopped(Exception):
 
 
 class Signals:
-    """Notes the first Ctrl-C (or SIGTERM, SIGHUP), so that training can stop in order.
+    """Notes Ctrl-C, SIGTERM and SIGHUP, so that training can stop in order.
 
-    The second one raises KeyboardInterrupt. Signals that are ignored stay ignored, and
-    outside the main thread, where Python allows no handlers, all stays as it is.
+    Only a second Ctrl-C raises KeyboardInterrupt; the others often come twice. Signals
+    that are ignored stay ignored, and outside the main thread, where Python allows no
+    handlers, all stays as it is.
     """
 
     def __init__(self):
@@ -1536,11 +1565,12 @@ class Signals:
             signal.signal(number, handler)
 
     def note(self, number, _):
-        if self.received:
+        if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = number
-        with contextlib.suppress(OSError):  # print() must not be used in a handler
-            os.write(2, b'\nstopping in order; once more: stopping at once\n')
+        if not self.received:
+            self.received = number
+            with contextlib.suppress(OSError):  # print() must not be used in a handler
+                os.write(2, b'\nstopping in order; Ctrl-C again: stopping at once\n')
 
     def check(self):
         if self.received:
@@ -1571,7 +1601,7 @@ def work(pipe, config, vocab_size):
     gc.disable()
     model = new_model(config, vocab_size, random.Random(0))
     params = parameters(model)
-    with contextlib.suppress(EOFError, OSError):  # the main process has ended
+    with contextlib.suppress(EOFError, OSError, MemoryError):  # it is over, for both
         while True:
             data, batch = pipe.recv()
             for p, x in zip(params, data):
@@ -1818,26 +1848,26 @@ class Log:
 
     HEADER = 'step,loss,learning_rate\n'
 
-    def __init__(self, path, step):
+    def __init__(self, path, step, last_loss):
         self.path = path
         self.failed = False
         self.file = None
         if path:
-            rows = self.rows_so_far(step)
+            rows = self.rows_so_far(step, last_loss)
             replace_file(path, ''.join([self.HEADER, *rows]).encode())
             self.file = open(path, 'a', buffering=1, encoding='utf-8', newline='')
             self.writer = csv.writer(self.file, lineterminator='\n')
 
-    def rows_so_far(self, step):
+    def rows_so_far(self, step, last_loss):
         """The rows of the log that is there, if it is that of this run up to a step."""
         rows = read_log(self.path)
-        kept = [row for number, row in rows if number <= step]
-        if rows and step == 0 or kept and rows[len(kept) - 1][0] != step:
+        kept = [row for row in rows if int(row[0]) <= step]
+        if rows and not is_log_of(rows, kept, step, last_loss):
             raise Problem(f'{self.path}: has the log of another run already')
         if len(kept) < len(rows):
             dropped = len(rows) - len(kept)
-            say(f'{self.path}: {dropped} rows after step {step}, now to be made again')
-        return kept
+            say(escaped(f'{self.path}: {dropped} rows after step {step} are dropped'))
+        return [','.join(row) + '\n' for row in kept]
 
     def write(self, *row):
         """Add a row. If it cannot be written, say so once, and let training go on."""
@@ -1846,7 +1876,7 @@ class Log:
         try:
             self.writer.writerow(row)
         except OSError as error:
-            say(f'microgpt: {self.path}: {error.strerror}: no more rows')
+            say(escaped(f'microgpt: {self.path}: {error.strerror}: no more rows'))
             self.failed = True
             self.close()
 
@@ -1858,21 +1888,33 @@ class Log:
 
 
 def read_log(path):
-    """The rows of a log, each with the number of its step; none if there is no file."""
+    """The rows of a log as lists of texts, without a last one that was cut off."""
     if not os.path.exists(path):
         return []
-    with open(path, encoding='utf-8') as file:
-        lines = [line for line in file if line != Log.HEADER and line.endswith('\n')]
-    try:
-        return [(int(line.split(',')[0]), line) for line in lines]
-    except ValueError:
-        raise Problem(f'{path}: not a log of microgpt') from None
+    with open(path, encoding='utf-8', errors='replace') as file:
+        lines = [line for line in file if line != Log.HEADER]
+    if len(lines) > 1 and not lines[-1].endswith('\n'):
+        lines.pop()
+    rows = [line.rstrip('\n').split(',') for line in lines]
+    first = int(rows[0][0]) if rows and rows[0][0].isdecimal() else 0
+    if [row[0] for row in rows] != [str(first + i) for i in range(len(rows))]:
+        raise Problem(f'{path}: has gaps, or is not a log of microgpt')
+    return rows
+
+
+def is_log_of(rows, kept, step, last_loss):
+    """Is a log that of a run that has made `step` steps? kept: its rows up to there."""
+    if step == 0:
+        return False
+    if not kept:
+        return rows[0][0] == str(step + 1)
+    return kept[-1][0] == str(step) and last_loss in ('', kept[-1][1])
 
 
 def is_log(path):
     """Is there nothing in this file, or a log of ours?"""
     with open(path, encoding='utf-8', errors='replace') as file:
-        return file.readline() in ('', Log.HEADER)
+        return file.readline(100) in ('', Log.HEADER)
 
 
 # %% [markdown]
@@ -1885,14 +1927,6 @@ def is_log(path):
 # one where it is sure.
 
 # %%
-def escaped(text):
-    """A text without control characters, which could do anything to a terminal."""
-    return ''.join(
-        char if unicodedata.category(char) not in ('Cc', 'Cs') else repr(char)[1:-1]
-        for char in text
-    )
-
-
 def restrict(logits, temperature, top_k, top_p):
     """The tokens that may be drawn, in ascending order."""
     kept = sorted(range(len(logits)), key=lambda token: -logits[token])
@@ -2204,8 +2238,9 @@ def settle(run, options, given, data):
     """Bring options, data and a run (new or loaded) into agreement."""
     if options.epochs is not None:
         options.steps = -(-options.epochs * len(data.train) // options.batch_size)
+        check_ranges(options)
     if options.load:
-        if 'seed' in given:
+        if options.seed != run.settings['seed']:
             run.rng.seed(options.seed)
         options.seed = run.settings['seed']  # the order of the documents stays
     if data:
@@ -2231,11 +2266,28 @@ def save(run, options):
     if not options.save:
         return True
     try:
+        if os.path.exists(options.save) and not is_checkpoint(options.save):
+            raise FileExistsError(errno.EEXIST, 'another file is there now')
         save_checkpoint(options.save, run)
     except OSError as error:
-        say(f'microgpt: {options.save}: not saved: {error.strerror}')
+        say(escaped(f'microgpt: {options.save}: not saved: {error.strerror}'))
         return False
     return True
+
+
+def save_anyhow(run, options):
+    """Save a run, if need be in a temporary folder, and say where."""
+    if save(run, options):
+        return True
+    folder = tempfile.mkdtemp(prefix='microgpt-')
+    path = os.path.join(folder, 'model.safetensors')
+    try:
+        save_checkpoint(path, run)
+    except OSError:
+        os.rmdir(folder)  # no place was left there either
+    else:
+        say(f'microgpt: saved as {path}')
+    return False
 
 
 def train_steps(run, options, data, progress, log, signals):
@@ -2248,6 +2300,7 @@ def train_steps(run, options, data, progress, log, signals):
     try:
         steps = train(run.adam, lesson.loss_at, lesson.rate_at, options.steps)
         for step, loss in steps:
+            run.last_loss = repr(loss)
             log.write(step, loss, lesson.rate_at(step - 1))
             progress.note(step, loss, lesson)
             if options.save_every and step % options.save_every == 0:
@@ -2261,7 +2314,7 @@ def train_steps(run, options, data, progress, log, signals):
 def train_and_save(run, options, data, progress):
     """Train, and save the run whatever has ended its training. Did all go well?"""
     ending = None
-    log = Log(options.log, run.adam.step)
+    log = Log(options.log, run.adam.step, run.last_loss)
     with Signals() as signals:
         try:
             train_steps(run, options, data, progress, log, signals)
@@ -2272,12 +2325,12 @@ def train_and_save(run, options, data, progress):
         except Diverged:
             raise
         except Exception:
-            save(run, options)
+            save_anyhow(run, options)
             raise
         finally:
             log.close()
             Value.tape.clear()
-        saved = save(run, options)
+        saved = save_anyhow(run, options)
     if signals.received:
         name = {signal.SIGINT: 'Ctrl-C'}.get(signals.received, 'a signal')
         message = f'stopped by {name} after step {run.adam.step}'
@@ -2303,11 +2356,13 @@ def judge(run, data, progress):
     if progress.recent:
         line += f', training loss {progress.mean_loss():.4f}'
     say(line)
-    return loss
+    return loss if math.isfinite(loss) else None
 
 
 def program(argv):
     """The whole story. Returns the exit status."""
+    if sys.version_info < (3, 9):
+        raise Problem('Python 3.9 or newer is needed')
     options, given, checkpoint = read_options(argv)
     data = read_data(options, given, checkpoint)
     run = checkpoint or new_run(options, data)
@@ -2321,7 +2376,7 @@ def program(argv):
     if run.adam.step < options.steps:
         done = train_and_save(run, options, data, progress)
     else:
-        done = save(run, options)
+        done = save_anyhow(run, options)
     held_out = judge(run, data, progress)
     if screen.moves and run.adam.step - progress.first >= 10:
         chart = loss_chart(
@@ -2331,7 +2386,7 @@ def program(argv):
     if options.inspect is not None:
         say('\n'.join(picture(run, options.inspect, screen)))
     print_names(run, options, data)
-    return 0 if done else 2
+    return 0 if done else 1
 
 
 def cli(argv=None):
@@ -2373,7 +2428,8 @@ def told(error):
         return 'stopped by Ctrl-C', 130
     if isinstance(error, MemoryError):
         return 'out of memory', 1
-    return f'{error.filename or "output"}: {error.strerror or error}', 2
+    what = f'{error.filename}: ' if error.filename else ''
+    return f'{what}{error.strerror or error}', 2
 
 
 def drop_stdout_if_broken():

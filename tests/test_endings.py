@@ -43,7 +43,7 @@ def test_a_signal_stops_in_order_and_saves(arguments, number, status, tmp_path):
     process.send_signal(getattr(signal, number))
     stdout, stderr = end(process)
     assert process.returncode == status and stdout == ''
-    assert 'once more: stopping at once' in stderr
+    assert 'Ctrl-C again: stopping at once' in stderr
     step = int(re.search(r'microgpt: stopped by .* after step (\d+)', stderr)[1])
     assert load_checkpoint(path).adam.step == step >= 100
     assert os.listdir(tmp_path) == ['model']
@@ -89,6 +89,18 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_the_old_checkpoint(checkpoint)
     end(process)
     assert process.returncode == 130 and time.monotonic() - began < 5
     assert checkpoint.read_bytes() == before or load_checkpoint(checkpoint).adam.step == 12
+
+
+def test_sigterm_that_comes_twice_as_from_timeout_stops_in_order(tmp_path):
+    path = tmp_path / 'model'
+    process = start(*LONG, '--save', path)
+    wait_for(process, 'step    100')
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.0005)
+    process.send_signal(signal.SIGTERM)
+    end(process)
+    assert process.returncode in (143, -signal.SIGTERM)  # the second may find it saved
+    assert load_checkpoint(path).adam.step >= 100
 
 
 def test_ctrl_c_in_a_step_of_many_documents_does_not_wait_for_all_of_them(tmp_path):

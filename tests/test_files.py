@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import stat
@@ -12,7 +13,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import SIZES, SMALL, TESTS, TINY, env, refused, run
+from conftest import SIZES, SMALL, TESTS, TINY, env, refused, run, start, wait_for
 
 import microgpt
 from microgpt import Problem, load_checkpoint, numbers
@@ -421,14 +422,63 @@ def test_the_log_of_another_run_is_not_touched(tmp_path):
     assert log.read_text() == before
 
 
+@pytest.mark.parametrize('rows', ['13,2.5,0.01\n', '1,2.5,0.01\n12,2.5,0.01\n', 'my notes'])
+def test_a_log_that_does_not_fit_is_not_touched(rows, checkpoint):
+    log = checkpoint.with_name('log')
+    log.write_text('step,loss,learning_rate\n' + rows)
+    if rows.startswith('13'):  # of this run, from the checkpoint on: it can be
+        run('--load', checkpoint, '--steps', 13, '--log', log, '--samples', 0)
+        assert log.read_text().count('\n') == 2
+        return
+    refused(run('--load', checkpoint, '--steps', 13, '--log', log), 'log')
+    refused(run(*TINY, '--log', log), 'log')
+    assert log.read_text().endswith(rows)
+
+
 def test_rows_of_a_log_that_are_made_again_are_announced(tmp_path):
     log, path = tmp_path / 'log', tmp_path / 'model'
     run(*TINY, '--log', log, '--save', path, '--samples', 0)
     with open(log, 'a') as file:
         file.write('13,2.5,0.01\n14,2.5,0.01\n15,2')
     result = run('--load', path, '--steps', 14, '--log', log, '--samples', 0)
-    assert '2 rows after step 12' in result.stderr
+    assert '2 rows after step 12 are dropped' in result.stderr
     assert [row.split(',')[0] for row in log.read_text().split()[1:]] == [str(i) for i in range(1, 15)]
+
+
+def test_a_model_that_cannot_be_saved_where_it_should_be_is_saved_elsewhere(tmp_path):
+    folder, rescue = tmp_path / 'folder', tmp_path / 'rescue'
+    folder.mkdir()
+    rescue.mkdir()
+    process = start(
+        '--data', SMALL, *SIZES, '--steps', 3000, '--samples', 0,
+        '--save', folder / 'model', env=env(TMPDIR=str(rescue)),
+    )  # fmt: skip
+    wait_for(process, 'step  100')
+    folder.rmdir()
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 1 and 'not saved' in stderr
+    saved = re.search('saved as (.*)', stderr)[1]
+    assert saved.startswith(str(rescue)) and load_checkpoint(saved).adam.step == 3000
+
+
+def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path):
+    path = tmp_path / 'model'
+    process = start('--data', SMALL, *SIZES, '--steps', 3000, '--save', path)
+    wait_for(process, 'step  100')
+    path.write_text('precious')
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 1 and 'another file is there now' in stderr
+    assert path.read_text() == 'precious'
+
+
+def test_what_is_saved_can_be_loaded_whatever_its_path_and_its_size(tmp_path):
+    odd = os.fsencode(tmp_path) + b'/d\xff.txt'
+    shutil.copy(SMALL, odd)
+    refused(run('--data', os.fsdecode(odd), *SIZES, '--save', tmp_path / 'model'), 'not text')
+    endless = ['--data', SMALL, *SIZES, '--epochs', 10 ** 12, '--save', tmp_path / 'model']
+    refused(run(*endless), '--steps must be')
+    refused(run(*TINY, '--save', os.fsdecode(b'm\xff' * 200)), 'too long')
+    assert not (tmp_path / 'model').exists()
 
 
 def test_a_full_disk_keeps_the_old_checkpoint_and_the_names(checkpoint):
@@ -439,7 +489,7 @@ def test_a_full_disk_keeps_the_old_checkpoint_and_the_names(checkpoint):
 
     saving = ['--save', checkpoint, '--save-every', 3, '--samples', 5]
     result = run('--load', checkpoint, '--steps', 20, *saving, preexec_fn=small_files)
-    assert result.returncode == 2 and result.stdout.count('\n') == 5
+    assert result.returncode == 1 and result.stdout.count('\n') == 5
     assert result.stderr.count(': not saved: ') >= 3 and 'Traceback' not in result.stderr
     assert checkpoint.read_bytes() == before
     assert os.listdir(checkpoint.parent) == [checkpoint.name]
@@ -453,7 +503,7 @@ def test_a_log_that_cannot_be_written_does_not_stop_the_training(tmp_path):
 
     arguments = ['--data', SMALL, *SIZES, '--steps', 900, '--log', log, '--save', path]
     result = run(*arguments, preexec_fn=small_files)
-    assert result.returncode == 2 and 'no more rows' in result.stderr
+    assert result.returncode == 1 and 'no more rows' in result.stderr
     assert load_checkpoint(path).adam.step == 900
     assert result.stdout.count('\n') == 20
 

@@ -237,7 +237,7 @@ def test_data_that_is_not_there_is_refused_in_one_line(tmp_path):
         ('--log no/such/folder/log', 'cannot be written'),
         ('--save ' + 'a' * 300, 'name too long'),
         ('--load missing', 'no such file'),
-        ('--load .', 'no such file'),
+        ('--load .', 'not a file'),
     ],
 )
 def test_a_bad_option_is_refused_in_one_line_of_english(args, words, tmp_path):
