@@ -9,7 +9,7 @@ import sys
 import types
 
 import pytest
-from conftest import README, SCRIPT, SMALL, TINY, Run, env, run
+from conftest import SCRIPT, SMALL, TINY, Run, env, run
 
 import microgpt
 from microgpt import Value, numbers
@@ -254,10 +254,3 @@ def test_a_graph_too_large_to_draw_is_refused():
         value = value + 1
     with pytest.raises(ValueError, match='more than 500 Values'):
         microgpt.graphviz(value)
-
-
-def test_the_graph_in_the_readme_is_that_of_chapter_3():
-    a, b = Value(2.0), Value(3.0)
-    loss = a * b + a
-    loss.backward()
-    assert microgpt.graphviz(loss) in README.read_text('utf-8')

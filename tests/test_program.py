@@ -9,7 +9,7 @@ import sys
 import threading
 
 import pytest
-from conftest import README, SCRIPT, SIZES, SMALL, TESTS, TINY, UNICODE, Run, env, refused, run
+from conftest import SCRIPT, SIZES, SMALL, TESTS, TINY, UNICODE, Run, env, refused, run
 
 import microgpt
 
@@ -280,16 +280,6 @@ def test_the_defaults_in_the_help_are_the_defaults():
         if isinstance(action.default, (int, float)) and action.nargs != 0:
             assert float(re.search(r'\(([^()]*)\)$', action.help)[1]) == action.default
     assert microgpt.option_parser().parse_args([]).decay == 'linear'
-
-
-def test_the_table_in_the_readme_is_that_of_the_options():
-    rows = re.findall(r'(?m)^\| `(--[a-z-]+)[^`]*` \| (.*?) \|$', README.read_text('utf-8'))
-    expected = [
-        (action.option_strings[0], action.help)
-        for action in microgpt.option_parser()._actions
-        if action.dest != 'help'
-    ]
-    assert rows == expected
 
 
 def test_off_the_main_thread_it_trains_without_signal_handlers(tmp_path):
