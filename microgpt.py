@@ -796,14 +796,14 @@ def sample(model, config, vocab, choose):
 # prints:
 #
 # ```text
-# step    1 / 1000 | loss 3.3061
-# step  100 / 1000 | loss 2.1500
+# step    1 / 1000 | loss 3.2773
+# step  100 / 1000 | loss 2.8413
 # ...
-# step 1000 / 1000 | loss 2.4267
-# aleta
-# sien
-# kimas
-# isara
+# step 1000 / 1000 | loss 2.1517
+# manin
+# arngan
+# naema
+# arisa
 # ...
 # ```
 #
@@ -878,10 +878,12 @@ def main(path='input.txt', steps=1000, samples=20, temperature=0.5, seed=42):
 # calls Part I's model, `train` and `sample`, and repeats none of them. The
 # story is told by `program`, at the end.
 #
-# ## 14. Options
+# ## 14. Messages and options
 #
-# All options, with their defaults and one line of help each. An option that is
-# not given comes from the checkpoint, if there is one, or else from here.
+# What the user can mend is a `Problem`: it ends in one line and an exit status,
+# never in a traceback. Below are all options, with their defaults and one line
+# of help each. An option that is not given comes from the checkpoint, if there
+# is one, or else from here.
 
 # %%
 # ruff: noqa: E402 - these imports stand here because Part I does not need them
@@ -893,6 +895,7 @@ import datetime
 import errno
 import gc
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -905,7 +908,6 @@ import threading
 import time
 import unicodedata
 from collections import Counter, deque
-from itertools import accumulate
 from multiprocessing.connection import wait
 
 
@@ -917,14 +919,18 @@ class Problem(Exception):
         self.status = status
 
 
-def say(text, end='\n'):
-    """Print to stderr, which is for people; stdout is for the names alone."""
-    with contextlib.suppress(OSError):  # stderr is closed: nobody wants to know
-        print(text, file=sys.stderr, end=end, flush=True)
+class Diverged(Problem):
+    """Training has gone wrong, and its parameters are not worth keeping."""
+
+    def __init__(self, what):
+        super().__init__(f'{what}: try a lower --learning-rate, or --grad-clip 1', 1)
+
+
+UNSAFE = ('Cc', 'Cf', 'Cs', 'Zl', 'Zp')  # controls, formats, half characters, breaks
 
 
 def escaped(text):
-    """A text without characters that could do anything to a terminal but write."""
+    """A text without characters that a terminal would obey instead of showing."""
     harmless = ('\u200c', '\u200d')  # some scripts need these two to join letters
     return ''.join(
         char
@@ -934,14 +940,15 @@ def escaped(text):
     )
 
 
-UNSAFE = ('Cc', 'Cf', 'Cs', 'Zl', 'Zp')  # controls, formats, half characters, breaks
+def show(text, end='\n'):
+    """Print to stderr, which is for people; stdout is for the names alone."""
+    with contextlib.suppress(OSError):  # stderr is closed: nobody wants to know
+        print(text, file=sys.stderr, end=end, flush=True)
 
 
-class Diverged(Problem):
-    """Training has gone wrong, and its parameters are not worth keeping."""
-
-
-ADVICE = 'try a lower --learning-rate, or --grad-clip 1'
+def say(line):
+    """Show a line that may have anything in it, such as the name of a file."""
+    show(escaped(line))
 
 
 class Parser(argparse.ArgumentParser):
@@ -1052,12 +1059,12 @@ KEPT = {
     'min_length': int, 'max_length': int, 'alphabetic': bool, 'unique': bool,
     'novel': bool,
 }
-MANY = 10 ** 12
+MANY = 10 ** 9
 LIMITS = {
     'val_fraction': (0, 1), 'n_layer': (1, 1000), 'n_embd': (1, 10_000),
     'n_head': (1, 10_000), 'block_size': (1, 1_000_000), 'seed': (0, MANY),
     'steps': (0, MANY), 'epochs': (0, MANY), 'batch_size': (1, MANY),
-    'learning_rate': (0, MANY), 'grad_clip': (0, MANY), 'workers': (0, 1000),
+    'learning_rate': (0, MANY), 'grad_clip': (0, MANY), 'workers': (0, 60),
     'save_every': (0, MANY), 'samples': (0, MANY), 'temperature': (0, MANY),
     'top_k': (0, MANY), 'top_p': (0, 1), 'min_length': (0, MANY),
     'max_length': (0, MANY),
@@ -1095,6 +1102,7 @@ def check_options(options):
 
 def read_options(argv):
     """All options, the names of those that were given, and the checkpoint or None."""
+    # argparse would drop the --, and some versions of it would then fail.
     if any(argument == '--' or argument.endswith('=--') for argument in argv):
         raise Problem('-- is not an option, nor the value of one')
     parser = option_parser()
@@ -1213,7 +1221,8 @@ def check_documents(data, options, given, checkpoint):
         return
     if 'data' not in given:
         raise Problem(f'{data.path}: not the documents of {options.load}: see --data')
-    say(escaped(f'{data.path}: not the documents that {options.load} was trained on'))
+    say(f'{data.path}: not the documents that {options.load} was trained on')
+    data.held_out = []  # the model may have been trained on some of them
 
 
 def check_characters(text, vocab, where):
@@ -1224,7 +1233,7 @@ def check_characters(text, vocab, where):
 
 
 def document_tokens(doc, run):
-    """The tokens of a document, or of as much of it as the model can read."""
+    """The tokens of a document; of a long one, only as much as the model can read."""
     return encode(doc[: run.config.block_size], run.vocab)
 
 
@@ -1258,7 +1267,7 @@ def replace_file(path, *parts):
 
 
 def current_umask():
-    """The permissions that new files do not get (the system only tells in exchange)."""
+    """The permissions that new files do not get. It can only be read by setting it."""
     umask = os.umask(0o077)
     os.umask(umask)
     return umask
@@ -1272,8 +1281,8 @@ def check_writable(path, is_ours, what):
             raise Problem(f'{path}: not a file')
         with tempfile.TemporaryFile(dir=os.path.dirname(path)):
             pass
-        if len(os.fsencode(os.path.basename(path))) > 255 or os.path.exists(path):
-            with open(path, 'rb+'):
+        if os.path.exists(path) or len(os.fsencode(os.path.basename(path))) > 255:
+            with open(path, 'rb+'):  # fails too if the name is too long for a new file
                 pass
     except OSError as error:
         raise Problem(f'{path}: cannot be written: {error.strerror}') from None
@@ -1287,12 +1296,12 @@ def check_writable(path, is_ours, what):
 # A *checkpoint* holds all that it takes to go on exactly: settings, vocabulary,
 # parameters, Adam's m, v and step, and the state of the random generator. Its
 # format is safetensors, which other tools can read: the length of a header, the
-# header in JSON, and then nothing but numbers. Who loads one may have got it
-# from a stranger. So nothing in it is trusted before it has been checked, and
-# nothing is built before its size has been compared with that of the file.
+# header in JSON, and then nothing but numbers. Whoever loads one may have got
+# it from a stranger. So nothing in it is trusted before it has been checked,
+# and nothing is built before its size has been compared with that of the file.
 
 # %%
-class BadFile(Exception):
+class BadFile(Problem):
     """A file is not what it should be; and why."""
 
 
@@ -1313,6 +1322,14 @@ class Run:
         self.config = Config(*(settings[name] for name in Config._fields))
         self.model = new_model(self.config, len(vocab), rng)
         self.adam = Adam(parameters(self.model))
+
+
+def check_sound(run):
+    """Diverged, if training has ruined the parameters or Adam's running means."""
+    if not all(abs(p.data) < 1e6 for p in run.adam.params):
+        raise Diverged(f'step {run.adam.step} has ruined the model')
+    if not all(abs(x) < 1e30 for x in itertools.chain(run.adam.m, run.adam.v)):
+        raise Diverged(f'step {run.adam.step} has ruined the model')
 
 
 def tensors(model):
@@ -1345,13 +1362,12 @@ def swap_if_big_endian(doubles):
 
 
 def save_checkpoint(path, run):
-    """Write a run to a file; an OSError leaves the file as it was."""
+    """Write a run to a file. An OSError, or Diverged, leaves the file as it was."""
+    check_sound(run)
     adam = run.adam
     doubles = array.array('d', numbers(adam.params))
     doubles.extend(adam.m)
     doubles.extend(adam.v)
-    if not all(abs(x) < 1e30 for x in doubles):
-        raise Diverged(f'step {adam.step} has ruined the model: {ADVICE}', 1)
     swap_if_big_endian(doubles)
     metadata = {
         'version': VERSION,
@@ -1374,7 +1390,7 @@ def save_checkpoint(path, run):
 
 
 def parse_json(text):
-    """What a JSON text says; a BadFile if it is none, or would take for ever."""
+    """What a JSON text says; a BadFile if it is not JSON, or would take for ever."""
 
     def short_int(digits):
         if len(digits) > 20:
@@ -1504,20 +1520,24 @@ def load_checkpoint(path):
         doubles.frombytes(memoryview(whole)[start:])
         swap_if_big_endian(doubles)
         fill_run(run, doubles)
-    except (BadFile, Problem) as error:
+    except Problem as error:
         raise Problem(f'{path}: {error}') from None
     return run
 
 
 def fill_run(run, doubles):
-    """Give a Run its parameters, m and v; a BadFile if these are none."""
+    """Give a Run its parameters, m and v; a BadFile if these are not plausible."""
     n = len(doubles) // 3
-    if not all(abs(x) < 1e30 for x in doubles) or min(doubles[2 * n :]) < 0:
-        raise BadFile('its numbers are beyond reason')
     for p, x in zip(run.adam.params, doubles):
         p.data = x
     run.adam.m = list(doubles[n : 2 * n])
     run.adam.v = list(doubles[2 * n :])
+    try:
+        check_sound(run)
+    except Diverged:
+        raise BadFile('its numbers are beyond reason') from None
+    if min(run.adam.v) < 0:
+        raise BadFile('its numbers are beyond reason')
 
 
 # %% [markdown]
@@ -1543,9 +1563,9 @@ class Stopped(Exception):
 class Signals:
     """Notes Ctrl-C, SIGTERM and SIGHUP, so that training can stop in order.
 
-    Only a second Ctrl-C raises KeyboardInterrupt; the others often come twice. Signals
-    that are ignored stay ignored, and outside the main thread, where Python allows no
-    handlers, all stays as it is.
+    Ctrl-C after any of them raises KeyboardInterrupt; the others often come twice, and
+    are not counted. Signals that are ignored stay ignored, and outside the main thread,
+    where Python allows no handlers, all stays as it is.
     """
 
     def __init__(self):
@@ -1595,7 +1615,7 @@ def document_gradients(model, config, params, tokens):
     return loss.data, [p.grad for p in params]
 
 
-def work(pipe, config, vocab_size):
+def worker_main(pipe, config, vocab_size):
     """A worker process: gradients for the documents that come through a pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
     gc.disable()
@@ -1616,7 +1636,7 @@ def children_ignore_ctrl_c():
     """Processes started here ignore Ctrl-C from the first moment; for us it is kept."""
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or not hasattr(signal, 'pthread_sigmask'):
-        yield  # work() alone has to see to it
+        yield  # worker_main() alone has to see to it
         return
     from multiprocessing import resource_tracker  # when it starts, it unblocks signals
 
@@ -1641,7 +1661,7 @@ class Workers:
             for _ in range(count):
                 ours, theirs = context.Pipe()
                 process = context.Process(
-                    target=work, args=(theirs, config, vocab_size), daemon=True
+                    target=worker_main, args=(theirs, config, vocab_size), daemon=True
                 )
                 process.start()
                 theirs.close()
@@ -1744,7 +1764,7 @@ class Lesson:
         self.nats = sum(loss * n for loss, n in zip(losses, counts))
         self.predictions = sum(counts)
         if not math.isfinite(self.nats):
-            raise Diverged(f'step {step + 1}: the loss is no number: {ADVICE}', 1)
+            raise Diverged(f'step {step + 1}: the loss is no number')
 
 
 def n_predictions(tokens, config):
@@ -1789,7 +1809,7 @@ class Progress:
         self.curve = [[0.0, 0] for _ in range(400)]  # sums of 400 parts of the run
         self.rng = random.Random(0)  # a stream of its own, so that nothing else changes
         self.name = ''
-        self.named = 0.0
+        self.next_name = 0.0  # when to make up another one
 
     def mean_loss(self):
         return sum(n for n, _ in self.recent) / sum(n for _, n in self.recent)
@@ -1822,21 +1842,23 @@ class Progress:
 
     def show_line(self, step, now):
         """Rewrite the line on the terminal, with a bar and a name of this moment."""
-        if now > self.named + 0.5:
-            self.named = now
+        if now > self.next_name:
+            check_sound(self.run)
             run = self.run
             self.name = sample(run.model, run.config, run.vocab, self.choose)
+            cost = time.monotonic() - now
+            self.next_name = now + max(0.5, 20 * cost)
         bar = ('#' * (10 * step // self.steps)).ljust(10, '.')
         line = f'{bar} {step} / {self.steps} | loss {self.mean_loss():.4f} | '
         line += f'{self.speed(step, now)} | {escaped(self.name)}'
-        say('\r\033[K' + cut(line, self.screen.columns - 1), end='')
+        show('\r\033[K' + cut(line, self.screen.columns - 1), end='')
 
     def choose(self, logits):
         return draw(logits, 0.5, self.rng)
 
     def end(self):
         if self.screen.moves and self.recent:
-            say('')
+            show('')
 
     def losses(self):
         """The mean losses of the parts of the run, those without a step left out."""
@@ -1863,10 +1885,10 @@ class Log:
         rows = read_log(self.path)
         kept = [row for row in rows if int(row[0]) <= step]
         if rows and not is_log_of(rows, kept, step, last_loss):
-            raise Problem(f'{self.path}: has the log of another run already')
+            raise Problem(f'{self.path}: not the log of this run up to step {step}')
         if len(kept) < len(rows):
             dropped = len(rows) - len(kept)
-            say(escaped(f'{self.path}: {dropped} rows after step {step} are dropped'))
+            say(f'{self.path}: {dropped} rows after step {step} are dropped')
         return [','.join(row) + '\n' for row in kept]
 
     def write(self, *row):
@@ -1876,7 +1898,7 @@ class Log:
         try:
             self.writer.writerow(row)
         except OSError as error:
-            say(escaped(f'microgpt: {self.path}: {error.strerror}: no more rows'))
+            say(f'microgpt: {self.path}: {error.strerror}: no more rows')
             self.failed = True
             self.close()
 
@@ -1896,10 +1918,17 @@ def read_log(path):
     if len(lines) > 1 and not lines[-1].endswith('\n'):
         lines.pop()
     rows = [line.rstrip('\n').split(',') for line in lines]
-    first = int(rows[0][0]) if rows and rows[0][0].isdecimal() else 0
-    if [row[0] for row in rows] != [str(first + i) for i in range(len(rows))]:
-        raise Problem(f'{path}: has gaps, or is not a log of microgpt')
+    check_steps([row[0] for row in rows], path)
     return rows
+
+
+def check_steps(steps, path):
+    """A Problem unless these texts are whole numbers, each one more than the last."""
+    if not steps:
+        return
+    first = int(steps[0]) if steps[0].isdecimal() else 0
+    if steps != [str(first + i) for i in range(len(steps))]:
+        raise Problem(f'{path}: has gaps, or is not a log of microgpt')
 
 
 def is_log_of(rows, kept, step, last_loss):
@@ -1938,8 +1967,9 @@ def restrict(logits, temperature, top_k, top_p):
         highest = logits[kept[0]]
         ratios = [math.exp((logits[token] - highest) / temperature) for token in kept]
         enough = top_p * sum(ratios)
-        kept = kept[: 1 + sum(reached < enough for reached in accumulate(ratios))]
-    return sorted(kept)
+        sums = itertools.accumulate(ratios)
+        kept = kept[: 1 + sum(reached < enough for reached in sums)]
+    return sorted(kept)  # the order in which Part I draws
 
 
 def sample_as(options, run):
@@ -2095,16 +2125,16 @@ def prediction_table(tokens, predictions, names, screen):
     """Lines: what was read and what came next, how probable, and what was likeliest."""
     wide = max(cells(names[token]) for token in tokens)
     column = max(4, wide)
-    space = screen.columns - 2 * column - 13
-    shown = max(1, min(3, space // (wide + 5)))  # candidates
-    room = space // shown - wide - 6  # for the bar of each
-    yield f'{"read":>{column}} {"next":>{column}}     p  bits  likeliest'
+    space = screen.columns - 2 * column - 14  # beside the names, p and bits
+    shown = max(1, min(3, space // (wide + 6)))  # candidates
+    room = space // shown - wide - 7  # for the bar of each, beside its name and percent
+    yield f'{"read":>{column}} {"next":>{column}}      p  bits  likeliest'
     for read, real, p in zip(tokens, tokens[1:], predictions):
         line = f'{right(names[read], column)} {right(names[real], column)}'
-        line += f'{p[real]:6.1%}{surprise(p[real]):6.2f}'
+        line += f'{p[real]:7.1%}{surprise(p[real]):6.2f}'
         for token in sorted(range(len(p)), key=lambda token: -p[token])[:shown]:
             bar = bar_of(p[token], room, screen)
-            item = f' {right(names[token], wide)}{p[token]:4.0%}{bar}'
+            item = f' {right(names[token], wide)}{p[token]:5.0%}{bar}'
             bold = screen.colour and token == real
             line += f'\033[1m{item}\033[0m' if bold else item
         yield line.rstrip()
@@ -2121,7 +2151,7 @@ def bar_of(p, room, screen):
     """A bar for a probability, with a space before it, if there is room for one."""
     if room < 1:
         return ''
-    return ' ' + (('█' if screen.unicode else '@') * math.ceil(p * room)).ljust(room)
+    return ' ' + (('█' if screen.unicode else '@') * round(p * room)).ljust(room)
 
 
 def attention_maps(tokens, maps, n_head, names, screen):
@@ -2182,14 +2212,14 @@ def loss_chart(losses, first, last, held_out, screen):
     points = smoothed(losses, columns)
     levels = points if held_out is None else [*points, held_out]
     low = min(levels)
-    height = (max(levels) - low) / 9 or 1
+    per_row = (max(levels) - low) / 9 or 1
     rows = [[' '] * columns for _ in range(10)]
     if held_out is not None:
-        rows[round((held_out - low) / height)] = [dash] * columns
+        rows[round((held_out - low) / per_row)] = [dash] * columns
     for column, point in enumerate(points):
-        rows[round((point - low) / height)][column] = dot
-    for number in range(9, -1, -1):
-        yield f'{low + number * height:8.4f} {side}{"".join(rows[number])}'.rstrip()
+        rows[round((point - low) / per_row)][column] = dot
+    for i in range(9, -1, -1):
+        yield f'{low + i * per_row:8.4f} {side}{"".join(rows[i])}'.rstrip()
     yield f'    step {corner}{dash * columns}'
     yield f'{first:>11}{last:>{max(2, columns - 1)}}'
     legend = '' if held_out is None else f'  {dash} held-out loss'
@@ -2270,7 +2300,7 @@ def save(run, options):
             raise FileExistsError(errno.EEXIST, 'another file is there now')
         save_checkpoint(options.save, run)
     except OSError as error:
-        say(escaped(f'microgpt: {options.save}: not saved: {error.strerror}'))
+        say(f'microgpt: {options.save}: not saved: {error.strerror}')
         return False
     return True
 
@@ -2292,19 +2322,20 @@ def save_anyhow(run, options):
 
 def train_steps(run, options, data, progress, log, signals):
     """Train until all steps are made, and save every so often."""
-    count = min(options.workers or os.cpu_count() or 1, options.batch_size)
+    count = min(options.workers or os.cpu_count() or 1, options.batch_size, 60)
     workers = None
     if count > 1 and '__file__' in globals():  # from a notebook, none could be started
         workers = Workers(count, run.config, len(run.vocab))
     lesson = Lesson(run, options, data.train, signals, workers)
     try:
-        steps = train(run.adam, lesson.loss_at, lesson.rate_at, options.steps)
-        for step, loss in steps:
+        training = train(run.adam, lesson.loss_at, lesson.rate_at, options.steps)
+        for step, loss in training:
             run.last_loss = repr(loss)
             log.write(step, loss, lesson.rate_at(step - 1))
             progress.note(step, loss, lesson)
             if options.save_every and step % options.save_every == 0:
                 save(run, options)
+        check_sound(run)
     finally:
         progress.end()
         if workers:
@@ -2345,7 +2376,7 @@ def judge(run, data, progress):
     if not data or not data.held_out:
         return None
     nats = predictions = 0
-    docs = data.held_out[:500]
+    docs = data.held_out[:500]  # enough to tell, and done in a second or two
     for doc in docs:
         tokens = document_tokens(doc, run)
         n = n_predictions(tokens, run.config)
@@ -2372,7 +2403,8 @@ def program(argv):
     progress = Progress(run, options, screen)
     if data:
         say(f'num docs: {data.n_docs}')
-    say(f'vocab size: {len(run.vocab)}\nnum params: {len(run.adam.params)}')
+    say(f'vocab size: {len(run.vocab)}')
+    say(f'num params: {len(run.adam.params)}')
     if run.adam.step < options.steps:
         done = train_and_save(run, options, data, progress)
     else:
@@ -2382,10 +2414,13 @@ def program(argv):
         chart = loss_chart(
             progress.losses(), progress.first + 1, run.adam.step, held_out, screen
         )
-        say('\n'.join(chart))
+        show('\n'.join(chart))
     if options.inspect is not None:
-        say('\n'.join(picture(run, options.inspect, screen)))
-    print_names(run, options, data)
+        show('\n'.join(picture(run, options.inspect, screen)))
+    try:
+        print_names(run, options, data)
+    except BrokenPipeError:
+        drop_stdout_if_broken()  # `head` has seen enough
     return 0 if done else 1
 
 
@@ -2398,13 +2433,10 @@ def cli(argv=None):
     try:
         with no_collector():
             return program(sys.argv[1:] if argv is None else argv)
-    except BrokenPipeError:
-        message, status = '', 0  # `head` has seen enough
     except (Problem, KeyboardInterrupt, MemoryError, OSError) as error:
-        message, status = told(error)
+        message, status = message_and_status(error)
     drop_stdout_if_broken()
-    if message:
-        say('microgpt: ' + escaped(message))
+    say('microgpt: ' + message)
     return status
 
 
@@ -2420,7 +2452,7 @@ def no_collector():
             gc.enable()
 
 
-def told(error):
+def message_and_status(error):
     """The line that tells the user of an error, and the exit status."""
     if isinstance(error, Problem):
         return str(error), error.status

@@ -100,7 +100,7 @@ def test_sigterm_that_comes_twice_as_from_timeout_stops_in_order(tmp_path):
     process.send_signal(signal.SIGTERM)
     end(process)
     assert process.returncode in (143, -signal.SIGTERM)  # the second may find it saved
-    assert load_checkpoint(path).adam.step >= 100
+    assert load_checkpoint(path).adam.step >= 99  # the line comes before the save
 
 
 def test_ctrl_c_in_a_step_of_many_documents_does_not_wait_for_all_of_them(tmp_path):
@@ -220,7 +220,7 @@ def test_a_killed_process_ends_all_and_the_model_is_saved(victim, tmp_path):
     if victim == 'worker':
         assert process.returncode == 1
         assert stderr.splitlines()[-1] == 'microgpt: a worker process has died'
-    assert load_checkpoint(path).adam.step >= 100
+    assert load_checkpoint(path).adam.step >= 99  # the line comes before the save
 
 
 # ---- output ------------------------------------------------------------------------------

@@ -249,7 +249,7 @@ def test_a_bad_option_is_refused_in_one_line_of_english(args, words, tmp_path):
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(tmp_path):
     save = tmp_path / 'model'
-    result = run(*TINY, '--learning-rate', '1e11', '--save', save, '--steps', 100)
+    result = run(*TINY, '--learning-rate', '1e8', '--save', save, '--steps', 100)
     refused(result, 'step ', '--learning-rate', status=1)
     assert not save.exists()
 
