@@ -2,14 +2,13 @@
 
 import csv
 import math
-import os
 import re
 import subprocess
 import sys
 import threading
 
 import pytest
-from conftest import SCRIPT, SIZES, SMALL, TESTS, TINY, UNICODE, Run, env, refused, run
+from conftest import SCRIPT, SIZES, SMALL, TINY, UNICODE, Run, env, refused, run
 
 import microgpt
 
@@ -355,10 +354,3 @@ def test_the_number_of_workers_changes_no_bit(tmp_path):
         assert result.returncode == 0, result.stderr
         results.append((result.stdout, path.read_bytes(), log.read_text()))
     assert results[0][0] and all(result == results[0] for result in results)
-
-
-def test_the_folder_has_nothing_but_what_it_should():
-    visible = {path.name for path in SCRIPT.parent.iterdir() if path.name[0] != '.'}
-    visible -= {'__pycache__'} | {name for name in visible if name.endswith(('.safetensors', '.csv'))}
-    assert visible == {'microgpt.py', 'input.txt', 'README.md', 'LICENSE', 'tests'}
-    assert TESTS.is_dir() and os.path.exists(SCRIPT.parent / '.ci' / 'run')
