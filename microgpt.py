@@ -208,7 +208,7 @@ class Value:
             return Value(self.data, (self,), (1.0,))
         return Value(0.0, (self,), (0.0,))
 
-    # The rest follows from these. (For 2 - a, Python calls a.__rsub__(2), and so on.)
+    # The rest follows from these. (For 2 - a, Python calls a.__rsub__(2).)
 
     def __neg__(self):
         return self * -1
@@ -470,7 +470,7 @@ def rmsnorm(x):
 # e          2 1 0 0      4+0+0+0 = 4        4 / 2 = 2     0.67     0 1 0 0
 # m          0 0 1 1      0+0+1+1 = 2        2 / 2 = 1     0.24     0 0 1 1
 #
-# weighted mean of the values                                0.09 0.67 0.24 0.24
+# weighted mean of the values:   0.09 0.67 0.24 0.24
 # ```
 #
 # The query finds e, so most of the mean is what e hands over. Each number of
@@ -490,10 +490,11 @@ def rmsnorm(x):
 # the weights: the slopes are nearly 0. Then the gradients are nearly 0 too, and
 # training cannot correct what attention looks at.
 #
-# Second, dot products get larger when lists get longer. For lists of n numbers,
-# it is a sum of n products. Before training their signs are random, so the sum
-# is like a walk of n steps to the right or to the left. Say that a step has
-# size 1; with another size, the whole walk is larger by that factor, for any n.
+# Second, dot products get larger when lists get longer. A dot product of lists
+# of n numbers is a sum of n products. Before training their signs are random,
+# so the sum is like a walk of n steps to the right or to the left. Say that a
+# step has size 1; with another size, the whole walk is larger by that factor,
+# for any n.
 #
 # From a place d, a step leads to d + 1 or d - 1. The squares of these are
 # `d*d + 2*d + 1` and `d*d - 2*d + 1`, and their mean is `d*d + 1`. So on
@@ -1050,7 +1051,7 @@ def option_parser():
     return parser
 
 
-# The options that a checkpoint keeps, with their types; and the ranges of numbers.
+# The options that a checkpoint keeps, with their types; and ranges of numbers.
 KEPT = {
     'data': str, 'val_fraction': float, 'n_layer': int, 'n_embd': int, 'n_head': int,
     'block_size': int, 'seed': int, 'steps': int, 'batch_size': int,
