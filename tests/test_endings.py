@@ -14,7 +14,7 @@ import time
 import pytest
 from conftest import SCRIPT, SIZES, SMALL, TINY, refused, run, start, wait_for
 
-from microgpt import load_checkpoint
+from microgpt import Signals, load_checkpoint
 
 pytestmark = pytest.mark.skipif(os.name == 'nt', reason='sends POSIX signals')
 
@@ -89,6 +89,15 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_the_old_checkpoint(checkpoint)
     end(process)
     assert process.returncode == 130 and time.monotonic() - began < 5
     assert checkpoint.read_bytes() == before or load_checkpoint(checkpoint).adam.step == 12
+
+
+def test_only_ctrl_c_after_another_signal_interrupts_at_once():
+    signals = Signals()
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGHUP):
+        signals.note(number, None)
+    assert signals.received == signal.SIGTERM
+    with pytest.raises(KeyboardInterrupt):
+        signals.note(signal.SIGINT, None)
 
 
 def test_sigterm_that_comes_twice_as_from_timeout_stops_in_order(tmp_path):
@@ -210,7 +219,8 @@ def assert_gone(pids):
 @pytest.mark.parametrize('victim', ['worker', 'parent'])
 def test_a_killed_process_ends_all_and_the_model_is_saved(victim, tmp_path):
     path = tmp_path / 'model'
-    process = start(*BATCH, '--save', path, '--save-every', 1)
+    saving = ['--save', path] if victim == 'worker' else ['--save', path, '--save-every', 1]
+    process = start(*BATCH, *saving)
     wait_for(process, 'step    100')
     pids = workers_of(process)
     assert len(pids) == 2

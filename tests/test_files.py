@@ -309,6 +309,19 @@ def test_a_hostile_header_is_refused_at_once(name, checkpoint):
         load_checkpoint(checkpoint)
 
 
+def test_a_header_that_asks_for_gigabytes_is_refused_before_anything_is_built(checkpoint):
+    import resource
+
+    header, doubles = parts(checkpoint)
+    settings(n_embd=1200, n_head=1)(header)
+    write_checkpoint(checkpoint, header, doubles)
+
+    def little_memory():
+        resource.setrlimit(resource.RLIMIT_AS, (2 ** 29, 2 ** 29))
+
+    refused(run('--load', checkpoint, preexec_fn=little_memory), 'sizes are wrong')
+
+
 @pytest.mark.parametrize(
     'data',
     [
