@@ -993,6 +993,13 @@ DECAYS = {
 }
 
 
+# What add_argument() is told about each kind of option.
+WHOLE = {'type': whole_number, 'metavar': 'N'}
+REAL = {'type': number, 'metavar': 'X'}
+FILE = {'type': file_name, 'metavar': 'FILE'}
+TEXT = {'type': normal, 'metavar': 'TEXT'}
+
+
 def option_parser():
     """The parser of all options."""
     parser = Parser(
@@ -1001,54 +1008,62 @@ def option_parser():
         epilog='example: python microgpt.py --steps 2000 --save names.safetensors',
         allow_abbrev=False,
     )
-    whole = {'type': whole_number, 'metavar': 'N'}
-    real = {'type': number, 'metavar': 'X'}
-    file = {'type': file_name, 'metavar': 'FILE'}
-    text = {'type': normal, 'metavar': 'TEXT'}
-    switch = {'action': argparse.BooleanOptionalAction, 'default': False}
+    add_model_options(parser)
+    add_training_options(parser)
+    add_sampling_options(parser)
+    return parser
 
+
+def add_model_options(parser):
+    """What to learn from, and the sizes of the model."""
     add = parser.add_argument_group('data').add_argument
-    add('--data', **file, help='documents, one a line (input.txt)')
-    add('--val-fraction', **real, default=0.1, help='share held out of training (0.1)')
+    add('--data', **FILE, help='documents, one a line (input.txt)')
+    add('--val-fraction', **REAL, default=0.1, help='share held out of training (0.1)')
 
     add = parser.add_argument_group('model').add_argument
     size = Config()
-    add('--n-layer', **whole, default=size.n_layer, help='layers (1)')
-    add('--n-embd', **whole, default=size.n_embd, help='numbers in an embedding (16)')
-    add('--n-head', **whole, default=size.n_head, help='attention heads (4)')
-    add('--block-size', **whole, default=size.block_size, help='positions (16)')
-    add('--seed', **whole, default=42, help='where all chance comes from (42)')
+    add('--n-layer', **WHOLE, default=size.n_layer, help='layers (1)')
+    add('--n-embd', **WHOLE, default=size.n_embd, help='numbers in an embedding (16)')
+    add('--n-head', **WHOLE, default=size.n_head, help='attention heads (4)')
+    add('--block-size', **WHOLE, default=size.block_size, help='positions (16)')
+    add('--seed', **WHOLE, default=42, help='where all chance comes from (42)')
 
+
+def add_training_options(parser):
+    """How to train, and what to read and write."""
     group = parser.add_argument_group('training')
     length = group.add_mutually_exclusive_group().add_argument
-    length('--steps', **whole, default=1000, help='training steps in all (1000)')
-    length('--epochs', **whole, help='or: rounds through the documents')
+    length('--steps', **WHOLE, default=1000, help='training steps in all (1000)')
+    length('--epochs', **WHOLE, help='or: rounds through the documents')
     add = group.add_argument
-    add('--batch-size', **whole, default=1, help='documents in a step (1)')
-    add('--learning-rate', **real, default=0.01, help='at the first step (0.01)')
+    add('--batch-size', **WHOLE, default=1, help='documents in a step (1)')
+    add('--learning-rate', **REAL, default=0.01, help='at the first step (0.01)')
     add('--decay', choices=DECAYS, default='linear', help='how the rate falls (linear)')
-    add('--grad-clip', **real, default=0.0, help='longest gradient; 0: any (0)')
-    add('--workers', **whole, default=1, help='processes for a batch; 0: all cores (1)')
+    add('--grad-clip', **REAL, default=0.0, help='longest gradient; 0: any (0)')
+    add('--workers', **WHOLE, default=1, help='processes for a batch; 0: all cores (1)')
 
     add = parser.add_argument_group('files').add_argument
-    add('--load', **file, help='checkpoint to go on from')
-    add('--save', **file, help='checkpoint to write')
-    add('--save-every', **whole, default=0, help='also after every N steps; 0: no (0)')
-    add('--log', **file, help='CSV of step, loss, learning rate')
+    add('--load', **FILE, help='checkpoint to go on from')
+    add('--save', **FILE, help='checkpoint to write')
+    add('--save-every', **WHOLE, default=0, help='also after every N steps; 0: no (0)')
+    add('--log', **FILE, help='CSV of step, loss, learning rate')
 
+
+def add_sampling_options(parser):
+    """Which names to make up."""
+    switch = {'action': argparse.BooleanOptionalAction, 'default': False}
     add = parser.add_argument_group('sampling').add_argument
-    add('--samples', **whole, default=20, help='names to make up (20)')
-    add('--temperature', **real, default=0.5, help='0: no chance; 1: as learnt (0.5)')
-    add('--top-k', **whole, default=0, help='only the k likeliest tokens; 0: all (0)')
-    add('--top-p', **real, default=1.0, help='only the likeliest, with p in all (1)')
-    add('--prompt', **text, default='', help='beginning of every name')
-    add('--min-length', **whole, default=0, help='no shorter names (0)')
-    add('--max-length', **whole, help='no longer names')
+    add('--samples', **WHOLE, default=20, help='names to make up (20)')
+    add('--temperature', **REAL, default=0.5, help='0: no chance; 1: as learnt (0.5)')
+    add('--top-k', **WHOLE, default=0, help='only the k likeliest tokens; 0: all (0)')
+    add('--top-p', **REAL, default=1.0, help='only the likeliest, with p in all (1)')
+    add('--prompt', **TEXT, default='', help='beginning of every name')
+    add('--min-length', **WHOLE, default=0, help='no shorter names (0)')
+    add('--max-length', **WHOLE, help='no longer names')
     add('--alphabetic', **switch, help='names of letters only')
     add('--unique', **switch, help='no name twice')
     add('--novel', **switch, help='no name of the data')
-    add('--inspect', **text, help='show what the model makes of a text')
-    return parser
+    add('--inspect', **TEXT, help='show what the model makes of a text')
 
 
 # The options that a checkpoint keeps, with their types; and ranges of numbers.
@@ -1586,6 +1601,7 @@ class Signals:
             signal.signal(number, handler)
 
     def note(self, number, _):
+        """The handler of all these signals."""
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         if not self.received:
@@ -1594,6 +1610,7 @@ class Signals:
                 os.write(2, b'\nstopping in order; Ctrl-C again: stopping at once\n')
 
     def check(self):
+        """Stop here if a signal has come: between documents, the model is whole."""
         if self.received:
             raise Stopped
 
@@ -1699,6 +1716,7 @@ class Workers:
         return shares
 
     def close(self):
+        """End the processes, whatever they are at."""
         for process in self.processes:
             process.terminate()
 
@@ -1716,6 +1734,7 @@ class Lesson:
         self.predictions = 0
 
     def rate_at(self, step):
+        """The learning rate of a step."""
         progress = step / self.options.steps
         return self.options.learning_rate * DECAYS[self.options.decay](progress)
 
@@ -1761,6 +1780,7 @@ class Lesson:
         return [g * longest / length for g in gradients]
 
     def note_losses(self, step, batch, losses):
+        """Keep the sums for Progress, and see that the losses are numbers."""
         counts = [n_predictions(tokens, self.run.config) for tokens in batch]
         self.nats = sum(loss * n for loss, n in zip(losses, counts))
         self.predictions = sum(counts)
@@ -1813,6 +1833,7 @@ class Progress:
         self.next_name = 0.0  # when to make up another one
 
     def mean_loss(self):
+        """The mean over all predictions of the last hundred steps."""
         return sum(n for n, _ in self.recent) / sum(n for _, n in self.recent)
 
     def note(self, step, loss, lesson):
@@ -1904,6 +1925,7 @@ class Log:
             self.close()
 
     def close(self):
+        """Close the file, once."""
         if self.file:
             with contextlib.suppress(OSError):  # of a row that could not be written
                 self.file.close()
@@ -2314,10 +2336,10 @@ def save_anyhow(run, options):
     path = os.path.join(folder, 'model.safetensors')
     try:
         save_checkpoint(path, run)
-    except OSError:
-        os.rmdir(folder)  # no place was left there either
-    else:
         say(f'microgpt: saved as {path}')
+    except OSError as error:
+        os.rmdir(folder)
+        say(f'microgpt: {path}: not saved either: {error.strerror}')
     return False
 
 
