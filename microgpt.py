@@ -6,7 +6,7 @@ This program reads a list of names, learns how names are spelled, and makes up
 new ones. Run it with `python microgpt.py`, or read it from here to the end: you
 need to know Python and school calculus; everything else is explained. (GPT
 stands for "generative pre-trained transformer": it generates text, after it has
-been trained, and the transformer is the formula of chapter 7.)
+been trained, and the transformer is the formula of chapter 6.)
 
 **The game.** Given the letters so far, predict the next one. After "e", "m",
 "m" a good player says "most likely a". Whoever can play this game can also
@@ -24,10 +24,10 @@ the direction that lowers the loss of one name, go on to the next name, and do
 so a thousand times.
 
 Part I is the complete algorithm. It follows the program of the same name by
-Andrej Karpathy (2026), and gives the same losses and names, up to rounding.
-Part II makes a comfortable tool of it. Some constants are marked *taste*: with
-other values near them the program still works, and learns a little better or
-worse. All others belong to a formula.
+Andrej Karpathy (2026), and gives the same names, and the same losses up to
+rounding. Part II makes a comfortable tool of it. Some constants are marked
+*taste*: with other values near them the program still works, and learns a
+little better or worse. All others belong to a formula.
 """
 
 # %% [markdown]
@@ -116,9 +116,11 @@ def encode(doc, vocab):
 # a ** 3          3 * a ** 2
 # exp(a)          exp(a)
 # log(a)          1 / a
-# relu(a)         1 if a > 0, else 0      (not from school: relu(a) is a
-#                                         if a > 0, else 0; see chapter 7)
+# relu(a)         1 if a > 0, else 0
 # ```
+#
+# (relu is not from school: relu(a) is a if a is positive, else 0. At 0, where
+# it has a corner, we take 0 as the slope. Chapter 6 uses it.)
 #
 # The *chain rule* makes the gradients of a long computation from these slopes.
 # We start at the end: the gradient of the loss with respect to itself is 1.
@@ -146,10 +148,11 @@ def encode(doc, vocab):
 # from c always stands after c. So we only have to read the tape backwards.
 #
 # The tape grows with every operation. When a computation is over and its
-# gradients have been used, `Value.tape.clear()` forgets it. Values from before
-# can still be used as numbers (chapter 11 does so), but gradients do not go
-# back any further than to them. Values that no operation has made, such as
-# parameters, never stand on the tape.
+# gradients have been used, `Value.tape.clear()` forgets it. The Values that
+# stood on it are still numbers to compute with, and sampling (chapter 11) will
+# use them so. But they hand on nothing any more, since only what is on the tape
+# takes its turn. Values that no operation has made, such as parameters, never
+# stand on the tape.
 
 # %%
 class Value:
@@ -231,17 +234,18 @@ class Value:
     def backward(self):
         """Find the derivative of this Value with respect to all that it depends on.
 
-        On the tape, gradients of an earlier call are forgotten. In all other Values,
-        such as parameters, the gradients of several calls add up; to start anew, set
-        their grad to 0.
+        Values on the tape start at 0 each time, or they would hand on twice what an
+        earlier call gave them. In all others, such as parameters, the gradients of
+        several calls add up, as for a sum of losses; to start anew, set grad to 0.
         """
-        for value in Value.tape:
-            value.grad = 0.0
+        for result in Value.tape:
+            result.grad = 0.0
         self.grad = 1.0
         for result in reversed(Value.tape):
-            if result.grad:  # 0 would hand on nothing but zeros
-                for value, slope in zip(result.inputs, result.slopes):
-                    value.grad += slope * result.grad
+            grad = result.grad
+            if grad:  # 0 would hand on nothing but zeros
+                for x, slope in zip(result.inputs, result.slopes):
+                    x.grad += slope * grad
 
 
 # %% [markdown]
@@ -303,47 +307,312 @@ def add(u, v):
 
 
 # %% [markdown]
-# ## 5. Parameters
+# ## 5. Two tools
+#
+# ### Softmax: from scores to probabilities
+#
+# The model will give every token a *score*, which may be any number. Softmax
+# makes probabilities from scores: positive numbers whose sum is 1. It takes
+# exp() of each score, which is always positive, and divides by their total:
+#
+# ```text
+# scores                 exp of scores           probabilities
+# 1.0   2.0   3.0        2.72   7.39   20.09     0.09   0.24   0.67
+# 0.0   0.0   0.0        1.00   1.00    1.00     0.33   0.33   0.33
+# ```
+#
+# Why exp()? It is always positive, it grows with the score, and only
+# differences count: a token with one point more than another always has e =
+# 2.72 times its probability.
+#
+# So we may subtract the highest score from all of them, and no probability
+# changes. We do it because exp(800) is too large for a float; afterwards, the
+# largest is exp(0) = 1. The highest score is taken as a plain number: the
+# result does not depend on what we subtract, so no gradient is lost.
+
+# %%
+def softmax(scores):
+    """Probabilities (n,) from scores (n,)."""
+    highest = max(numbers(scores))
+    exps = [(score - highest).exp() for score in scores]
+    inverse = total(exps) ** -1  # to divide by the total, computed once
+    return [exp * inverse for exp in exps]
+
+
+# %% [markdown]
+# ### RMSNorm: keeping numbers at one size
+#
+# Our model (chapter 6) will have several parts. Each reads a list x and makes
+# weighted sums of it, and many of these go through softmax. If x is ten times
+# as large, so are the sums. Here are three lists that differ only in size, and
+# what softmax makes of them:
+#
+# ```text
+# x                      softmax(x)              softmax(rmsnorm(x))
+#  0.01   0.02   0.03    0.33   0.33   0.34      0.20   0.31   0.49
+#  1.00   2.00   3.00    0.09   0.24   0.67      0.20   0.31   0.49
+# 100.0  200.0  300.0    0.00   0.00   1.00      0.20   0.31   0.49
+# ```
+#
+# Small numbers cannot express a preference, and large ones leave no room for
+# doubt. And in training, sizes change all the time: weights that were right for
+# one size would be wrong for the next. So the parts do not read x as it is, but
+# a copy that rmsnorm has scaled: the mean of its squares is 1. (RMS is the
+# "root mean square". The 1e-5 prevents a division by zero if x is all zeros;
+# any tiny number would do: taste.)
+
+# %%
+def rmsnorm(x):
+    """x (n,), scaled so that the mean of its squares is 1."""
+    mean_square = dot(x, x) / len(x)  # the two slopes of an x_i add up to 2 * x_i
+    scale = (mean_square + 1e-5) ** -0.5
+    return [x_i * scale for x_i in x]
+
+
+# %% [markdown]
+# ## 6. The model: a transformer
+#
+# The model reads one token at one position and gives every token a score,
+# called its *logit*: the higher, the likelier it comes next.
 #
 # What describes a letter? Its place in the alphabet says nothing about how it
-# is used. So each token gets a list of `n_embd` numbers, its *embedding*. Each
-# position in a name gets one too, because the model would not notice the order
-# of letters otherwise (chapter 7 shows why). Nobody fills these lists by hand.
-# All parameters are drawn at random, and training makes sense of them: one
-# number may come to mean "vowel".
+# is used. So each token has a list of `n_embd` numbers (here 16), its
+# *embedding*. Each position has one too, for a reason that we shall see with
+# attention. These lists are the rows of two matrices, `wte` and `wpe`. Nobody
+# fills them by hand: they are parameters, and training makes sense of them.
 #
-# They are drawn from a normal distribution with mean 0 and standard deviation
-# 0.08 (taste). Why so small? Large weights make large sums, which would be
-# strong opinions, and the first ones can only be wrong.
+# The sum of the two lists, number by number, is x. Think of x as a *notepad*
+# for this position: at first it says which token was read, and where. (One list
+# has room for both. Training can let some numbers tell of the token, and others
+# of the position.)
 #
-# Why at random? If all weights of a matrix were equal, so would be all the sums
-# that it makes. What comes next could not tell them apart, so they would be
-# corrected alike, and stay equal for ever. (With all parameters equal, this
-# model learns no more than how frequent each letter is.)
+# Then every *layer* adds two notes to the notepad: *attention* fetches
+# something from the positions read so far, and the *MLP* thinks over what is on
+# the notepad. Our model has one layer, larger ones have many. Last, `lm_head`,
+# the *language model head*, makes the logits from the notepad.
 #
-# The matrices have names that are usual in such programs; the first two come
-# from GPT-2, whose tokens are pieces of words. *Attention* and *MLP* make a
-# *layer*. Chapter 7 explains them:
+# Here is the whole. The functions `attention` and `mlp` come next, in this
+# chapter; `cache` is what attention remembers of earlier positions. `model` is
+# a dict of matrices, which chapter 7 makes.
+
+# %%
+def gpt(model, token, position, cache):
+    """The logit of each token, (vocab_size,): its score as the next one."""
+    x = rmsnorm(add(model['wte'][token], model['wpe'][position]))
+    for layer, layer_cache in zip(model['layers'], cache):
+        x = add(x, attention(rmsnorm(x), layer, layer_cache))
+        x = add(x, mlp(rmsnorm(x), layer))
+    return linear(x, model['lm_head'])
+
+
+# %% [markdown]
+# Why is a note *added* to the notepad, and not put in its place? In a sum,
+# every term has slope 1. So gradients come back through all layers at full
+# strength, and not only through small weights, which would weaken them at each
+# layer. And a layer that has not yet learnt anything erases nothing. (This is
+# called a *residual* connection.)
 #
-# | name | stands for |
-# |---|---|
-# | `wte` | *word token embedding*: a row for each token |
-# | `wpe` | *word position embedding*: a row for each position |
-# | `lm_head` | *language model head*, the last step: scores for all tokens |
-# | `attn_wq`, `attn_wk` | attention: weights for the *query* and the *key* |
-# | `attn_wv`, `attn_wo` | attention: weights for the *value* and the *output* |
-# | `mlp_fc1`, `mlp_fc2` | MLP: *fully connected*, all inputs for each output |
+# Where is x normed? Attention and the MLP read a normed copy of the notepad,
+# but `lm_head` reads the notepad as it is. So the notepad has to begin with
+# numbers of a good size, and the embeddings are too small for that: chapter 7
+# draws them so that their sums are about 0.1. Therefore the sum is normed, too.
+# (The first attention norms it a second time, which does no harm.)
+#
+# Beside numbers of size 1 the notes are small: about 0.1 before training, and
+# about 0.3 after it. So with one layer, the notepad nearly keeps its size. GPTs
+# with many layers norm it once more before `lm_head`.
+#
+# ### Attention: fetching from earlier positions
+#
+# From x, three matrices make three lists by dot products. `attn_wq` makes a
+# *query*: what this position looks for. `attn_wk` makes a *key*: what it can be
+# found by. And `attn_wv` makes a *value*: what it hands over when it is found.
+# What these are is not fixed: training finds out what to look for. (This value
+# is a list of our Values; the word is the field's.)
+#
+# How well does a query fit a key? Their dot product says it: it is large if
+# both lists are large in the same places. Divided by the square root of their
+# length (the reason comes below, after the code), it is the score of the
+# position that the key belongs to. Softmax makes *attention weights* of the
+# scores; these weights are computed, and no parameters. The result is the mean
+# of all values, each taken with its attention weight.
+#
+# Here we are at the m of "em", with lists of four numbers, and see three
+# positions. The query is 2 0 1 1; sqrt(4) is 2:
+#
+# ```text
+# position   key          query . key        score         weight   value
+# BOS        0 3 0 0      0+0+0+0 = 0        0 / 2 = 0     0.09     1 0 0 0
+# e          2 1 0 0      4+0+0+0 = 4        4 / 2 = 2     0.67     0 1 0 0
+# m          0 0 1 1      0+0+1+1 = 2        2 / 2 = 1     0.24     0 0 1 1
+#
+# weighted mean of the values:   0.09 0.67 0.24 0.24
+# ```
+#
+# The query finds e, so most of the mean is what e hands over. Each number of
+# the mean is a dot product again: the weights times a *column* of the values.
+
+# %%
+def attention_weights(query, keys):
+    """How much to take from each position: (positions,), positive, with sum 1.
+
+    query: (n,), keys: (positions, n).
+    """
+    root = len(query) ** 0.5
+    return softmax([fit / root for fit in linear(query, keys)])
+
+
+# %% [markdown]
+# ### Several heads, and a memory
+#
+# One such search gives one mean. So several *heads* search side by side, each
+# with its own part of the three lists. With `n_embd` 16 and 4 heads, each part
+# has 4 numbers, the `head_dim`. One head may look for the last vowel, another
+# for the first letter. What they found stands side by side, too, and `attn_wo`
+# mixes it: each number of the note can depend on what every head found. (These
+# heads have nothing to do with `lm_head`.)
+#
+# ```text
+# numbers of q    0 1 2 3    4 5 6 7    8 9 10 11    12 13 14 15
+# head               0          1           2             3
+# ```
+#
+# The keys and values of this position are kept in a *cache*, because later
+# positions will look at them. This is how positions see each other. The query
+# is not kept: only its own position uses it. And no position can see the
+# future: the keys and values of later positions are not in the cache yet.
+#
+# And why do positions need an embedding? A mean does not depend on the order of
+# what is in it. If x did not say where each token was read, our model could not
+# tell "ema" from "mea": the last letter is the same, and the letters before it
+# are the same but for their order.
 
 # %%
 class Config(NamedTuple):
     """The sizes of a model (taste): a larger one can learn more and takes longer."""
 
-    n_layer: int = 1  # layers of attention and MLP, one after the other
-    n_embd: int = 16  # numbers that describe a token at its position
-    n_head: int = 4  # heads of attention (not lm_head); n_embd is a multiple of it
+    n_layer: int = 1  # layers, each of them attention and an MLP
+    n_embd: int = 16  # numbers in an embedding, and so on the notepad
+    n_head: int = 4  # heads of attention; n_embd is a multiple of it
     block_size: int = 16  # positions; what is longer is cut off there
 
 
+def new_cache(config):
+    """For every layer, for every head: a list of keys and a list of values, empty."""
+    return [[([], []) for _ in range(config.n_head)] for _ in range(config.n_layer)]
+
+
+def attention(x, layer, layer_cache):
+    """The first note of a layer: what x (n_embd,) finds at the positions so far.
+
+    layer: its matrices, by name.
+    layer_cache: its keys and values for every head; those of x are added to it.
+    """
+    q = linear(x, layer['attn_wq'])
+    k = linear(x, layer['attn_wk'])
+    v = linear(x, layer['attn_wv'])
+    n_head = len(layer_cache)
+    head_dim = len(x) // n_head
+    found = []
+    for head, (keys, values) in enumerate(layer_cache):
+        part = slice(head * head_dim, (head + 1) * head_dim)
+        keys.append(k[part])  # (positions, head_dim), now with this position
+        values.append(v[part])
+        weights = attention_weights(q[part], keys)
+        columns = [list(column) for column in zip(*values)]  # (head_dim, positions)
+        found += linear(weights, columns)  # the weighted mean of values, (head_dim,)
+    return linear(found, layer['attn_wo'])
+
+
+# %% [markdown]
+# ### Why the scores are divided by sqrt(length)
+#
+# First, softmax must not get scores that are too large. Look at scores ten
+# times as large as those of the example:
+#
+# ```text
+# scores         weights                      if the score of m grows by 0.1,
+#                                             the weight of m grows by
+# 0.0  2.0  1.0     0.09    0.67    0.24      0.02
+# 0.0 20.0 10.0     0.0000  1.0000  0.0000    0.0000
+# ```
+#
+# One position takes everything. Worse, a change of the scores hardly changes
+# the weights: the slopes are nearly 0. Then the gradients are nearly 0 too, and
+# training cannot correct what attention looks at.
+#
+# Second, dot products get larger when lists get longer. Before training, the
+# numbers are random. So a product is as often negative as positive, and the
+# products cancel each other in part, but not wholly. If each of them is 1 or
+# -1, their sum is usually this far from 0 (the root of its mean square):
+#
+# ```text
+# number of products    1     4     16    64
+# how far from 0        1     2      4     8
+# ```
+#
+# It is the square root of their number, n. For if we square the sum, the
+# squares of its terms add up to n, and the products of two different terms are
+# as often -1 as 1, so they cancel out on average. Dividing by sqrt(n) keeps the
+# scores of long lists at the size of those of short ones.
+#
+# ### MLP: thinking it over
+#
+# Attention fetches and averages what other positions hand over. The MLP can
+# draw conclusions from it. (The letters mean "multi-layer perceptron";
+# perceptrons were early artificial neurons.)
+#
+# Every row of `mlp_fc1` looks for a pattern, perhaps "a vowel, after a
+# consonant". Its dot product with x is the strength of the pattern: large if x
+# is large in the same places. Patterns with a strength below 0 were not found;
+# relu silences them. From the strengths of the others `mlp_fc2` makes the note,
+# perhaps "an n is likely".
+#
+# This is an "if", and weighted sums alone have none. Without relu, the two
+# steps would be a weighted sum of weighted sums, which is just a weighted sum
+# again.
+
+# %%
+def mlp(x, layer):
+    """The second note of a layer: what follows from x. x: (n_embd,)."""
+    strengths = [strength.relu() for strength in linear(x, layer['mlp_fc1'])]
+    return linear(strengths, layer['mlp_fc2'])
+
+
+# %% [markdown]
+# ## 7. Parameters
+#
+# Here are all matrices that chapter 6 has used. Their names are usual in such
+# programs; the first two come from GPT-2, whose tokens are pieces of words.
+# (*Fully connected* means that each sum has all inputs. That is true of all our
+# matrices, but only those of the MLP are called so.)
+#
+# | name | stands for | shape |
+# |---|---|---|
+# | `wte` | *word token embedding* | (tokens, n_embd) |
+# | `wpe` | *word position embedding* | (block_size, n_embd) |
+# | `lm_head` | *language model head* | (tokens, n_embd) |
+# | `attn_wq` | attention: weights for the *query* | (n_embd, n_embd) |
+# | `attn_wk`, `attn_wv` | the same for *key* and *value* | (n_embd, n_embd) |
+# | `attn_wo` | the same for the *output* | (n_embd, n_embd) |
+# | `mlp_fc1` | MLP: the first *fully connected* step | (4 * n_embd, n_embd) |
+# | `mlp_fc2` | the second | (n_embd, 4 * n_embd) |
+#
+# Together they have 4,192 numbers, all drawn at random. Training will make
+# sense of them: one number of the embeddings may come to mean "vowel".
+#
+# They are drawn from a normal distribution with mean 0 and standard deviation
+# 0.08 (taste). Why so small? Large weights make large sums, which would be
+# strong opinions, and the first ones can only be wrong.
+#
+# Why at random? Suppose all parameters were equal. Then the numbers of each
+# list that they make, such as a query, would be equal too. Nothing could tell
+# them apart, so the parameters behind them would be corrected alike, and stay
+# equal for ever. Even letters would look the same: a list of equal numbers is,
+# after rmsnorm, a list of ones. (Only the rows of `lm_head` would come to
+# differ, and learn how frequent each token is.)
+
+# %%
 def new_model(config, vocab_size, rng):
     """A model with random parameters: a dict of three matrices and a list of layers."""
 
@@ -378,238 +647,6 @@ def parameters(model):
 
 
 # %% [markdown]
-# ## 6. Two tools
-#
-# ### Softmax: from scores to probabilities
-#
-# The model will give every token a *score*, which may be any number. Softmax
-# makes probabilities from scores: positive numbers whose sum is 1. It takes
-# exp() of each score, which is always positive, and divides by their total:
-#
-# ```text
-# scores                 exp of scores           probabilities
-# 1.0   2.0   3.0        2.72   7.39   20.09     0.09   0.24   0.67
-# 0.0   0.0   0.0        1.00   1.00    1.00     0.33   0.33   0.33
-# ```
-#
-# Why exp()? It is always positive, it grows with the score, and only
-# differences count: a token with one point more than another always has e =
-# 2.72 times its probability.
-#
-# So we may subtract the highest score from all of them, and no probability
-# changes. We do it because exp(800) is too large for a float; afterwards, the
-# largest is exp(0) = 1. The highest score is taken as a plain number, since no
-# gradient has to flow through it: whatever we subtract, the result is the same.
-
-# %%
-def softmax(scores):
-    """Probabilities (n,) from scores (n,)."""
-    highest = max(numbers(scores))
-    exps = [(score - highest).exp() for score in scores]
-    inverse = total(exps) ** -1  # to divide by the total, computed once
-    return [exp * inverse for exp in exps]
-
-
-# %% [markdown]
-# ### RMSNorm: keeping numbers at one size
-#
-# The parts of a model read a list x, make weighted sums of it, and often put
-# them through softmax. If x is ten times as large, so are the sums. Here are
-# three lists that differ only in size, and what softmax makes of them:
-#
-# ```text
-# x                      softmax(x)              softmax(rmsnorm(x))
-#  0.01   0.02   0.03    0.33   0.33   0.34      0.20   0.31   0.49
-#  1.00   2.00   3.00    0.09   0.24   0.67      0.20   0.31   0.49
-# 100.0  200.0  300.0    0.00   0.00   1.00      0.20   0.31   0.49
-# ```
-#
-# Small numbers cannot express a preference, and large ones leave no room for
-# doubt. And in training, sizes change all the time: weights that were right for
-# one size would be wrong for the next. So these parts do not read x as it is,
-# but a copy that rmsnorm has scaled: the mean of its squares is 1. (RMS is the
-# "root mean square". The 1e-5 prevents a division by zero if x is all zeros;
-# any tiny number would do: taste.)
-
-# %%
-def rmsnorm(x):
-    """x (n,), scaled so that the mean of its squares is 1."""
-    mean_square = dot(x, x) / len(x)  # the sum of all x_i * x_i
-    scale = (mean_square + 1e-5) ** -0.5
-    return [x_i * scale for x_i in x]
-
-
-# %% [markdown]
-# ## 7. The model: a transformer
-#
-# The model reads one token at one position and gives every token a score,
-# called its *logit*: the higher, the likelier it comes next. Think of x, a list
-# of `n_embd` Values, as a *notepad* for this position. At first it says which
-# token was read, and where. Then every layer adds two notes: *attention*
-# fetches something from the positions read so far, and the *MLP* thinks over
-# what is on the notepad. Last, `lm_head` makes the logits from it.
-#
-# ### Attention: fetching from earlier positions
-#
-# From x, three matrices make three lists by dot products: a *query*, what this
-# position looks for; a *key*, what it can be found by; and a *value*, what it
-# hands over when it is found. What these are is not fixed: training finds out
-# what to look for. (This value is a list of our Values; the word is the
-# field's.)
-#
-# How well does a query fit a key? Their dot product says it: it is large if
-# both lists are large in the same places. Divided by a constant, which we come
-# to below, it is the score of the position that the key belongs to. Softmax
-# makes *attention weights* of the scores. The result is the mean of all values,
-# weighted by them. Here we are at the m of "em", with lists of four numbers,
-# and see three positions. The query is 2 0 1 1:
-#
-# ```text
-# position   key          query . key        score         weight   value
-# BOS        0 3 0 0      0+0+0+0 = 0        0 / 2 = 0     0.09     1 0 0 0
-# e          2 1 0 0      4+0+0+0 = 4        4 / 2 = 2     0.67     0 1 0 0
-# m          0 0 1 1      0+0+1+1 = 2        2 / 2 = 1     0.24     0 0 1 1
-#
-# weighted mean of the values:   0.09 0.67 0.24 0.24
-# ```
-#
-# The query finds e, so most of the mean is what e hands over. Each number of
-# the mean is a dot product again: the weights times a *column* of the values.
-#
-# Why divide by 2? For two reasons that belong together. First, softmax must not
-# get scores that are too large. Look at scores ten times as large as these:
-#
-# ```text
-# scores         weights                      if the score of m grows by 0.1,
-#                                             the weight of m grows by
-# 0.0  2.0  1.0     0.09    0.67    0.24      0.02
-# 0.0 20.0 10.0     0.0000  1.0000  0.0000    0.0000
-# ```
-#
-# One position takes everything. Worse, a change of the scores hardly changes
-# the weights: the slopes are nearly 0. Then the gradients are nearly 0 too, and
-# training cannot correct what attention looks at.
-#
-# Second, dot products get larger when lists get longer. A dot product of lists
-# of n numbers is a sum of n products. Before training their signs are random,
-# so the sum is like a walk of n steps to the right or to the left. Say that a
-# step has size 1; with another size, the whole walk is larger by that factor,
-# for any n.
-#
-# From a place d, a step leads to d + 1 or d - 1. The squares of these are
-# `d*d + 2*d + 1` and `d*d - 2*d + 1`, and their mean is `d*d + 1`. So on
-# average each step adds 1 to `d*d`, and n steps lead about sqrt(n) away.
-# Divided by sqrt(n), here sqrt(4) = 2, the scores of long lists are no larger
-# than others.
-
-# %%
-def attention_weights(query, keys):
-    """How much to take from each position: (positions,), positive, with sum 1.
-
-    query: (n,), keys: (positions, n).
-    """
-    root = len(query) ** 0.5
-    return softmax([score / root for score in linear(query, keys)])
-
-
-# %% [markdown]
-# One such search gives one mean. So several *heads* search side by side, each
-# with its own part of the three lists. With `n_embd` 16 and 4 heads, each part
-# has 4 numbers, the `head_dim`; its square root is the 2 of the example. One
-# head may look for the last vowel, another for the first letter. What they
-# found stands side by side, too, and `attn_wo` mixes it: each number of the
-# note can depend on what every head found.
-#
-# ```text
-# numbers of q    0 1 2 3    4 5 6 7    8 9 10 11    12 13 14 15
-# head               0          1           2             3
-# ```
-#
-# The keys and values of this position are kept in a *cache*, because later
-# positions will look at them. This is how positions see each other. The query
-# is not kept: only its own position uses it. And no position can see the
-# future: the keys and values of later positions are not in the cache yet.
-
-# %%
-def new_cache(config):
-    """For every layer, for every head: a list of keys and a list of values, empty."""
-    return [[([], []) for _ in range(config.n_head)] for _ in range(config.n_layer)]
-
-
-def attention(x, layer, layer_cache):
-    """The first note of a layer: what x (n_embd,) finds at the positions so far.
-
-    layer_cache: its keys and values for every head; those of x are added to it.
-    """
-    q = linear(x, layer['attn_wq'])
-    k = linear(x, layer['attn_wk'])
-    v = linear(x, layer['attn_wv'])
-    n_head = len(layer_cache)
-    head_dim = len(x) // n_head
-    found = []
-    for head, (keys, values) in enumerate(layer_cache):
-        part = slice(head * head_dim, (head + 1) * head_dim)
-        keys.append(k[part])  # (positions, head_dim), now with this position
-        values.append(v[part])
-        weights = attention_weights(q[part], keys)
-        columns = [list(column) for column in zip(*values)]  # (head_dim, positions)
-        found += linear(weights, columns)  # the weighted mean of values, (head_dim,)
-    return linear(found, layer['attn_wo'])
-
-
-# %% [markdown]
-# ### MLP: thinking it over
-#
-# Attention brings together what other positions hand over, but its note is only
-# a mean of it. The MLP can draw conclusions. (The letters mean "multi-layer
-# perceptron"; perceptrons were early artificial neurons.)
-#
-# Every row of `mlp_fc1` looks for a pattern: its dot product with x is large if
-# x is large in the same places. relu silences the patterns that are not found,
-# those below 0, and `mlp_fc2` makes the note from those that are. Without relu,
-# weighted sums of weighted sums would be just weighted sums again, without any
-# "if".
-
-# %%
-def mlp(x, layer):
-    """The second note of a layer: what follows from x. x: (n_embd,)."""
-    patterns = [pattern.relu() for pattern in linear(x, layer['mlp_fc1'])]
-    return linear(patterns, layer['mlp_fc2'])
-
-
-# %% [markdown]
-# ### All together
-#
-# The notepad begins as the sum of two embeddings, that of the token and that of
-# the position. One list has room for both: training can let some numbers tell
-# of the token, and others of the position. Without the position, a layer could
-# not tell "ema" from "mea": the last letter is the same, the letters before it
-# are the same, and a mean does not depend on their order.
-#
-# Why is a note *added* to the notepad, and not put in its place? In a sum,
-# every term has slope 1. So gradients come back through all layers at full
-# strength, and not only through small weights, which would weaken them at each
-# layer. And a layer that has not yet learnt anything erases nothing. (This is
-# called a *residual* connection.)
-#
-# Where is x normed? Notes change the size of the numbers on the notepad, so
-# attention and MLP each read a normed copy. The notepad itself is normed only
-# when it begins, so that embeddings, which are small at first, count as much as
-# the notes. (So the first layer norms twice, which does no harm.) `lm_head`
-# reads the notepad as it is. After one layer its size has not changed much;
-# larger GPTs, with many layers, norm it here once more (taste).
-
-# %%
-def gpt(model, token, position, cache):
-    """The logit of each token, (vocab_size,): its score as the next one."""
-    x = rmsnorm(add(model['wte'][token], model['wpe'][position]))
-    for layer, layer_cache in zip(model['layers'], cache):
-        x = add(x, attention(rmsnorm(x), layer, layer_cache))
-        x = add(x, mlp(rmsnorm(x), layer))
-    return linear(x, model['lm_head'])
-
-
-# %% [markdown]
 # ## 8. The loss
 #
 # How surprised was the model? We look up the probability p that it gave to the
@@ -621,15 +658,16 @@ def gpt(model, token, position, cache):
 # ```
 #
 # It is 0 for a prediction that was certain and right, and grows without limit
-# as p goes to 0. Untrained, the model gives each of 27 tokens about 1/27: its
-# loss starts near 3.3.
+# as p goes to 0. Untrained, the model gives all logits near 0, since its
+# weights are small. So each of 27 tokens gets about 1/27, and the loss starts
+# near 3.3.
 #
 # Why the logarithm? The probability that the model writes a whole name is the
 # *product* of the probabilities of its letters, and the logarithm makes a *sum*
-# of it. So the lower the losses, the more probable are the real names. We take
-# the mean over a name, so that a long name does not count more than a short
-# one. (The unit is the *nat*; with the logarithm to base 2 it would be the
-# bit.)
+# of it, to which every letter adds its own surprise. So the lower the losses,
+# the more probable are the real names. We take the mean over a name, so that a
+# long name does not count more than a short one. (The unit is the *nat*; with
+# the logarithm to base 2 it would be the bit.)
 
 # %%
 def document_loss(model, config, tokens):
@@ -653,21 +691,24 @@ def document_loss(model, config, tokens):
 #
 # **One name is a noisy hint.** What helps with it may not help with others. So
 # Adam follows m, a running mean of g: at each step m keeps 0.85 of itself
-# (`beta1`) and takes in 0.15 of g. Where names agree, hints add up; where they
-# do not, they cancel out.
+# (`beta1`) and takes in 0.15 of g. What is particular to single names cancels
+# out, and what they agree about remains.
 #
 # **Gradients differ a lot in size** from one parameter to the next. With one
 # rate for all, some would jump too far while others hardly move. So Adam
-# divides m by the usual size of g: the square root of v, a running mean of g *
-# g that keeps 0.99 of itself (`beta2`). The quotient is near 1 or -1 if the
-# gradients agree, and near 0 if they contradict each other. Times the rate, it
-# is the step.
+# divides m by the usual size of g. This is the square root of v, and v is a
+# running mean of `g * g`, which keeps 0.99 of itself (`beta2`). The quotient is
+# near 1 or -1 if the gradients agree, and near 0 if they contradict each other.
+# Times the rate, it is the step.
 #
-# **Running means that start at 0 are too small at first.** If g stays the same,
-# m is `0.15 * g` after one step, and what it still lacks becomes 0.85 times as
-# much with each step. So after n steps m is `g * (1 - 0.85 ** n)`, and we
-# divide it by `1 - 0.85 ** n`. The result is called m_hat (on paper, m with a
-# hat); v_hat is made in the same way.
+# **Running means that start at 0 are too small at first.** Say that g stays the
+# same. Then the distance from m to g is g at first, and each step leaves 0.85
+# of it. So after n steps m is `g - 0.85 ** n * g`, or `g * (1 - 0.85 ** n)`.
+# Divided by `1 - 0.85 ** n`, it is g, as it should be.
+#
+# The same division is right if g changes: `1 - 0.85 ** n` is how much of m
+# comes from gradients at all, and the rest from the 0 at the start. The result
+# is called m_hat (on paper, m with a hat); v_hat is made in the same way.
 #
 # ```text
 #      g       m         m_hat     v          v_hat    m_hat / sqrt(v_hat)
@@ -724,10 +765,10 @@ class Adam:
 
 # %%
 def train(adam, loss_at, rate_at, steps):
-    """Train until `steps` steps are made; yields (step, loss) after each of them.
+    """Train until `steps` steps are made; yields (steps made, loss) after each.
 
-    loss_at(step): the loss to learn from when `step` steps have been made, a Value.
-    rate_at(step): the learning rate for it.
+    loss_at(step): the loss to learn from in a step, a Value; the first step is 0.
+    rate_at(step): the learning rate of this step.
     """
     while adam.step < steps:
         Value.tape.clear()
@@ -793,8 +834,8 @@ def sample(model, config, vocab, choose):
 #
 # Read the documents, make a model, train it, and let it write. The learning
 # rate starts at 0.01 and falls to 0: long steps to get near, short ones to
-# settle. (Both are taste, and so are all the defaults.) In about ten seconds it
-# prints:
+# settle. (These numbers are taste, and so are all defaults.) In about ten
+# seconds it prints:
 #
 # ```text
 # step    1 / 1000 | loss 3.2773
@@ -809,8 +850,9 @@ def sample(model, config, vocab, choose):
 # ```
 #
 # Each loss is that of a single name, and some names are easier than others, so
-# it jumps. Its mean falls from 3.3 to about 2.5. So the probability of the
-# letter that comes rises from 1/27 to about 1/12. Names are hard to guess.
+# it jumps. Its mean falls from 3.3 to about 2.5. As exp(-2.5) is about 1/12,
+# the model is then as surprised as if it had to guess among 12 letters, and no
+# longer among 27. Names are hard to guess.
 #
 # `python microgpt.py` runs the comfortable version of this, from Part II. To
 # run this one: `python -c "import microgpt; microgpt.main()"`.

@@ -6,6 +6,7 @@ import sys
 
 from conftest import README, SCRIPT, run
 
+import experiments
 import microgpt
 from microgpt import Value
 
@@ -76,3 +77,8 @@ def test_the_lines_that_it_tells_to_change_are_there():
     source = SCRIPT.read_text('utf-8')
     assert source.count('rng.gauss(0, 0.08)') == 1
     assert source.count('add(x, attention(') == 1
+
+
+def test_the_lines_that_its_experiments_change_are_there():
+    for part in experiments.PARTS:
+        assert experiments.changed(part).Config().n_embd == 16

@@ -2,6 +2,7 @@
 
 import doctest
 import math
+import random
 import re
 import types
 
@@ -125,6 +126,30 @@ def test_the_example_of_scores_that_are_too_large_is_right():
         scores[2].data += 0.1
         grown = numbers(microgpt.softmax(scores))
         assert_shown(written[3:], [*weights, grown[2] - weights[2]])
+
+
+def test_before_training_embeddings_and_notes_have_the_sizes_that_chapter_6_names():
+    config = microgpt.Config()
+    model = microgpt.new_model(config, 27, random.Random(1))
+    layer, cache = model['layers'][0], microgpt.new_cache(config)[0]
+
+    def size(x):
+        return (sum(number * number for number in numbers(x)) / len(x)) ** 0.5
+
+    x = microgpt.add(model['wte'][0], model['wpe'][0])
+    assert size(x) == pytest.approx(0.1, abs=0.05)
+    x = microgpt.rmsnorm(x)
+    for note in (microgpt.attention(x, layer, cache), microgpt.mlp(x, layer)):
+        assert size(note) == pytest.approx(0.1, abs=0.05)
+
+
+def test_the_example_of_longer_and_longer_sums_is_right():
+    sizes, distances = [row(line)[-4:] for line in example('number of products')]
+    rng = random.Random(1)
+    for n, distance in zip(map(int, sizes), distances):
+        sums = [sum(rng.choice((-1, 1)) for _ in range(n)) for _ in range(1000)]
+        rms = (sum(x * x for x in sums) / len(sums)) ** 0.5
+        assert float(distance) == n ** 0.5 == pytest.approx(rms, rel=0.1)
 
 
 def test_the_example_of_the_loss_is_right():
