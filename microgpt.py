@@ -6,7 +6,7 @@ This program reads a list of names, learns how names are spelled, and makes up
 new ones. Run it with `python microgpt.py`, or read it from here to the end: you
 need to know Python and school calculus; everything else is explained. (GPT
 stands for "generative pre-trained transformer": it generates text, after it has
-been trained, and the transformer is the formula of chapter 6.)
+been trained, and a transformer is a model built like that of chapter 6.)
 
 **The game.** Given the letters so far, predict the next one. After "e", "m",
 "m" a good player says "most likely a". Whoever can play this game can also
@@ -37,9 +37,9 @@ little better or worse. All others belong to a formula.
 #
 # A *document* is one line of a text file; here, one name. Our file is
 # `input.txt`, which lies beside this program and has several thousand names, in
-# alphabetical order. Training will read them in random order. It takes a
-# thousand of them, and if all of these began with "a", the model would learn
-# that all names do.
+# alphabetical order. Training will read a thousand of them in random order. If
+# it took the first thousand, the model would learn that all names begin with
+# "a".
 #
 # All chance comes from one random generator, `rng`. It starts from a number
 # that we choose, the *seed*: with the same seed, a run gives the same names.
@@ -148,11 +148,13 @@ def encode(doc, vocab):
 # from c always stands after c. So we only have to read the tape backwards.
 #
 # The tape grows with every operation. When a computation is over and its
-# gradients have been used, `Value.tape.clear()` forgets it. The Values that
-# stood on it are still numbers to compute with, and sampling (chapter 11) will
-# use them so. But they hand on nothing any more, since only what is on the tape
-# takes its turn. Values that no operation has made, such as parameters, never
-# stand on the tape.
+# gradients have been used, `Value.tape.clear()` forgets it. What was on it
+# keeps its numbers, but hands on nothing any more. While a name is sampled, for
+# example (chapter 11), nobody wants gradients: the tape is cleared for each
+# letter, and what was computed from earlier letters is used as plain numbers.
+#
+# Values that no operation has made, such as parameters, never stand on the
+# tape.
 
 # %%
 class Value:
@@ -234,9 +236,9 @@ class Value:
     def backward(self):
         """Find the derivative of this Value with respect to all that it depends on.
 
-        Values on the tape start at 0 each time, or they would hand on twice what an
-        earlier call gave them. In all others, such as parameters, the gradients of
-        several calls add up, as for a sum of losses; to start anew, set grad to 0.
+        Called again, it starts anew on the tape. In Values that are not on it, such as
+        parameters, it adds to the gradients that are there: those of several losses add
+        up, until somebody sets them to 0.
         """
         for result in Value.tape:
             result.grad = 0.0
@@ -313,7 +315,7 @@ def add(u, v):
 #
 # The model will give every token a *score*, which may be any number. Softmax
 # makes probabilities from scores: positive numbers whose sum is 1. It takes
-# exp() of each score, which is always positive, and divides by their total:
+# exp() of each score and divides by the total:
 #
 # ```text
 # scores                 exp of scores           probabilities
@@ -327,8 +329,9 @@ def add(u, v):
 #
 # So we may subtract the highest score from all of them, and no probability
 # changes. We do it because exp(800) is too large for a float; afterwards, the
-# largest is exp(0) = 1. The highest score is taken as a plain number: the
-# result does not depend on what we subtract, so no gradient is lost.
+# largest is exp(0) = 1. For this the highest score is taken as a plain number,
+# not as a Value: since the result does not depend on what we subtract, nothing
+# would flow back to it.
 
 # %%
 def softmax(scores):
@@ -343,9 +346,9 @@ def softmax(scores):
 # ### RMSNorm: keeping numbers at one size
 #
 # Our model (chapter 6) will have several parts. Each reads a list x and makes
-# weighted sums of it, and many of these go through softmax. If x is ten times
-# as large, so are the sums. Here are three lists that differ only in size, and
-# what softmax makes of them:
+# weighted sums of it, and some of these are scores for softmax. If x is ten
+# times as large, so are the sums. Here are three lists that differ only in
+# size, and what softmax makes of them:
 #
 # ```text
 # x                      softmax(x)              softmax(rmsnorm(x))
@@ -356,8 +359,8 @@ def softmax(scores):
 #
 # Small numbers cannot express a preference, and large ones leave no room for
 # doubt. And in training, sizes change all the time: weights that were right for
-# one size would be wrong for the next. So the parts do not read x as it is, but
-# a copy that rmsnorm has scaled: the mean of its squares is 1. (RMS is the
+# one size would be wrong for the next. So most parts do not read x as it is,
+# but a copy that rmsnorm has scaled: the mean of its squares is 1. (RMS is the
 # "root mean square". The 1e-5 prevents a division by zero if x is all zeros;
 # any tiny number would do: taste.)
 
@@ -372,8 +375,8 @@ def rmsnorm(x):
 # %% [markdown]
 # ## 6. The model: a transformer
 #
-# The model reads one token at one position and gives every token a score,
-# called its *logit*: the higher, the likelier it comes next.
+# The model reads a text token by token. At each position it gives every token a
+# score, called its *logit*: the higher, the likelier it comes next.
 #
 # What describes a letter? Its place in the alphabet says nothing about how it
 # is used. So each token has a list of `n_embd` numbers (here 16), its
@@ -381,19 +384,21 @@ def rmsnorm(x):
 # attention. These lists are the rows of two matrices, `wte` and `wpe`. Nobody
 # fills them by hand: they are parameters, and training makes sense of them.
 #
-# The sum of the two lists, number by number, is x. Think of x as a *notepad*
-# for this position: at first it says which token was read, and where. (One list
-# has room for both. Training can let some numbers tell of the token, and others
-# of the position.)
+# The sum of the two lists, number by number, scaled by rmsnorm, is x. Think of
+# x as a *notepad* for this position: at first it says which token was read, and
+# where. (One list has room for both. Training can let some numbers tell of the
+# token, and others of the position.)
 #
 # Then every *layer* adds two notes to the notepad: *attention* fetches
-# something from the positions read so far, and the *MLP* thinks over what is on
-# the notepad. Our model has one layer, larger ones have many. Last, `lm_head`,
-# the *language model head*, makes the logits from the notepad.
+# something from the positions read so far, and the *MLP* (explained below)
+# thinks over what is on the notepad. Our model has one layer, larger ones have
+# many. Last, `lm_head`, the *language model head*, makes the logits from the
+# notepad.
 #
 # Here is the whole. The functions `attention` and `mlp` come next, in this
-# chapter; `cache` is what attention remembers of earlier positions. `model` is
-# a dict of matrices, which chapter 7 makes.
+# chapter. `model` is a dict of matrices and layers, and a layer is a dict of
+# matrices, too; chapter 7 makes them. `cache` is what attention remembers of
+# earlier positions, for each layer.
 
 # %%
 def gpt(model, token, position, cache):
@@ -412,15 +417,13 @@ def gpt(model, token, position, cache):
 # layer. And a layer that has not yet learnt anything erases nothing. (This is
 # called a *residual* connection.)
 #
-# Where is x normed? Attention and the MLP read a normed copy of the notepad,
-# but `lm_head` reads the notepad as it is. So the notepad has to begin with
-# numbers of a good size, and the embeddings are too small for that: chapter 7
-# draws them so that their sums are about 0.1. Therefore the sum is normed, too.
-# (The first attention norms it a second time, which does no harm.)
+# Why is the sum of the embeddings normed? It starts at about 0.1 (chapter 7
+# draws it so). The first notes, still random, are as large as that, and would
+# drown it. Scaled to 1, it stands out. From then on, the notepad itself is only
+# added to: attention and the MLP read a normed copy.
 #
-# Beside numbers of size 1 the notes are small: about 0.1 before training, and
-# about 0.3 after it. So with one layer, the notepad nearly keeps its size. GPTs
-# with many layers norm it once more before `lm_head`.
+# `lm_head` reads the notepad as it is. After one layer its size is still near
+# 1, so nothing more is needed; GPTs with many layers norm it here once more.
 #
 # ### Attention: fetching from earlier positions
 #
@@ -432,10 +435,10 @@ def gpt(model, token, position, cache):
 #
 # How well does a query fit a key? Their dot product says it: it is large if
 # both lists are large in the same places. Divided by the square root of their
-# length (the reason comes below, after the code), it is the score of the
-# position that the key belongs to. Softmax makes *attention weights* of the
-# scores; these weights are computed, and no parameters. The result is the mean
-# of all values, each taken with its attention weight.
+# length (we come to the reason), it is the score of the position that the key
+# belongs to. Softmax makes *attention weights* of the scores. (These weights
+# are computed; they are not parameters.) The result is the mean of all values,
+# each taken with its attention weight.
 #
 # Here we are at the m of "em", with lists of four numbers, and see three
 # positions. The query is 2 0 1 1; sqrt(4) is 2:
@@ -553,8 +556,9 @@ def attention(x, layer, layer_cache):
 #
 # It is the square root of their number, n. For if we square the sum, the
 # squares of its terms add up to n, and the products of two different terms are
-# as often -1 as 1, so they cancel out on average. Dividing by sqrt(n) keeps the
-# scores of long lists at the size of those of short ones.
+# as often -1 as 1, so they cancel out on average. (With products of another
+# size, all these sums are larger or smaller by the same factor.) Dividing by
+# sqrt(n) keeps the scores of long lists at the size of those of short ones.
 #
 # ### MLP: thinking it over
 #
@@ -568,7 +572,7 @@ def attention(x, layer, layer_cache):
 # relu silences them. From the strengths of the others `mlp_fc2` makes the note,
 # perhaps "an n is likely".
 #
-# This is an "if", and weighted sums alone have none. Without relu, the two
+# relu is an "if", and weighted sums alone have none. Without relu, the two
 # steps would be a weighted sum of weighted sums, which is just a weighted sum
 # again.
 
@@ -583,9 +587,9 @@ def mlp(x, layer):
 # ## 7. Parameters
 #
 # Here are all matrices that chapter 6 has used. Their names are usual in such
-# programs; the first two come from GPT-2, whose tokens are pieces of words.
-# (*Fully connected* means that each sum has all inputs. That is true of all our
-# matrices, but only those of the MLP are called so.)
+# programs; the first two come from GPT-2, whose tokens are pieces of words. And
+# *fully connected* means that each sum has all inputs; that is true of all our
+# matrices, but only those of the MLP are called so.
 #
 # | name | stands for | shape |
 # |---|---|---|
@@ -609,8 +613,11 @@ def mlp(x, layer):
 # list that they make, such as a query, would be equal too. Nothing could tell
 # them apart, so the parameters behind them would be corrected alike, and stay
 # equal for ever. Even letters would look the same: a list of equal numbers is,
-# after rmsnorm, a list of ones. (Only the rows of `lm_head` would come to
-# differ, and learn how frequent each token is.)
+# after rmsnorm, a list of ones.
+#
+# (In `lm_head`, each row would have equal numbers, but the rows would come to
+# differ: the more often a token comes next, the more its row would grow. So
+# such a model can learn how frequent each letter is, and no more.)
 
 # %%
 def new_model(config, vocab_size, rng):
@@ -694,21 +701,26 @@ def document_loss(model, config, tokens):
 # (`beta1`) and takes in 0.15 of g. What is particular to single names cancels
 # out, and what they agree about remains.
 #
-# **Gradients differ a lot in size** from one parameter to the next. With one
-# rate for all, some would jump too far while others hardly move. So Adam
-# divides m by the usual size of g. This is the square root of v, and v is a
-# running mean of `g * g`, which keeps 0.99 of itself (`beta2`). The quotient is
-# near 1 or -1 if the gradients agree, and near 0 if they contradict each other.
-# Times the rate, it is the step.
+# **Gradients differ a lot in size** from one parameter to the next, and size
+# does not say how far a parameter has to go. Those of a rare letter, for
+# example, have small gradients on average, but are no closer to their best
+# values. With one rate for all, some would jump too far while others hardly
+# move.
+#
+# So Adam divides m by the usual size of g. This is the square root of v, and v
+# is a running mean of `g * g`, which keeps 0.99 of itself (`beta2`). The
+# quotient is about 1 or -1 if the gradients agree, and near 0 if they
+# contradict each other. Times the rate, it is the step.
 #
 # **Running means that start at 0 are too small at first.** Say that g stays the
 # same. Then the distance from m to g is g at first, and each step leaves 0.85
 # of it. So after n steps m is `g - 0.85 ** n * g`, or `g * (1 - 0.85 ** n)`.
 # Divided by `1 - 0.85 ** n`, it is g, as it should be.
 #
-# The same division is right if g changes: `1 - 0.85 ** n` is how much of m
-# comes from gradients at all, and the rest from the 0 at the start. The result
-# is called m_hat (on paper, m with a hat); v_hat is made in the same way.
+# If g changes, the division is right too. For m is a weighted mean of all
+# gradients so far and of the 0 at the start. The 0 has a weight of `0.85 ** n`,
+# so `1 - 0.85 ** n` is the weight of the gradients. The result is called m_hat
+# (on paper, m with a hat); v_hat is made in the same way.
 #
 # ```text
 #      g       m         m_hat     v          v_hat    m_hat / sqrt(v_hat)
@@ -736,7 +748,7 @@ class Adam:
         self.step = 0
 
     def update(self, rate, beta1=0.85, beta2=0.99, eps=1e-8):
-        """Move every parameter by about the rate or less, to lower the loss."""
+        """Move every parameter by a step of about the rate, to lower the loss."""
         self.step += 1
         m, v = self.m, self.v
         m_correction = 1 - beta1 ** self.step
@@ -787,7 +799,7 @@ def train(adam, loss_at, rate_at, steps):
 # is drawn by the predicted probabilities, the model reads this token, and so
 # on, until BOS is drawn. To take the most probable token each time would give
 # the same name every time. There are other ways to choose (Part II has some),
-# so `sample` leaves it to a function, `choose`.
+# so `sample` leaves it to a function, `choose`; `main` will use `draw` for it.
 #
 # The *temperature* says how much to leave to chance. All logits are divided by
 # it before softmax. Below 1, their differences become larger, and what is

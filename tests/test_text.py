@@ -128,14 +128,15 @@ def test_the_example_of_scores_that_are_too_large_is_right():
         assert_shown(written[3:], [*weights, grown[2] - weights[2]])
 
 
+def size(x):
+    """The root of the mean square of a list of Values."""
+    return math.sqrt(sum(number * number for number in numbers(x)) / len(x))
+
+
 def test_before_training_embeddings_and_notes_have_the_sizes_that_chapter_6_names():
     config = microgpt.Config()
     model = microgpt.new_model(config, 27, random.Random(1))
     layer, cache = model['layers'][0], microgpt.new_cache(config)[0]
-
-    def size(x):
-        return (sum(number * number for number in numbers(x)) / len(x)) ** 0.5
-
     x = microgpt.add(model['wte'][0], model['wpe'][0])
     assert size(x) == pytest.approx(0.1, abs=0.05)
     x = microgpt.rmsnorm(x)
@@ -181,13 +182,24 @@ def test_the_example_of_temperature_is_right():
         assert_shown(written[4:], numbers(microgpt.softmax(scores)))
 
 
-def test_the_output_that_chapter_12_shows_is_that_of_main(monkeypatch, capsys):
+def test_main_prints_what_chapter_12_shows_and_the_notepad_keeps_its_size(monkeypatch, capsys):
+    sizes = []
+    add = microgpt.add
+
+    def recorded(u, v):
+        sums = add(u, v)
+        sizes.append(size(sums))
+        return sums
+
+    monkeypatch.setattr(microgpt, 'add', recorded)
     monkeypatch.chdir(SCRIPT.parent)
     microgpt.main()
     printed = capsys.readouterr().out.splitlines()
     lines = example('step    1 / 1000')
     assert printed[:2] == lines[:2]
     assert printed[10:15] == lines[3:8]
+    notepads = sizes[2::3]  # after embeddings, attention and MLP
+    assert sum(notepads[-100:]) / 100 == pytest.approx(1, abs=0.3)
 
 
 def test_the_sizes_of_this_model_are_right():
