@@ -1,8 +1,10 @@
 """What all tests share: the module, a run as Part I makes it, and the program as users run it."""
 
+import contextlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +84,14 @@ def wait_for(process, text):
         if text in line:
             return
     raise AssertionError(f'the process has ended without {text!r}')
+
+
+@contextlib.contextmanager
+def paused(process):
+    """The process stands still meanwhile, so that nothing depends on who is faster."""
+    process.send_signal(signal.SIGSTOP)
+    yield
+    process.send_signal(signal.SIGCONT)
 
 
 def refused(result, *words, status=2):

@@ -12,7 +12,7 @@ import sys
 import time
 
 import pytest
-from conftest import SCRIPT, SIZES, SMALL, TINY, refused, run, start, wait_for
+from conftest import SCRIPT, SIZES, SMALL, TINY, paused, refused, run, start, wait_for
 
 from microgpt import Signals, load_checkpoint
 
@@ -129,11 +129,12 @@ def test_an_ignored_ctrl_c_stays_ignored(tmp_path):
     def ignore():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    process = start(*LONG[:-1], 3000, '--save', path, preexec_fn=ignore)
-    wait_for(process, 'step  100')
-    process.send_signal(signal.SIGINT)
+    process = start(*LONG[:-1], 500, '--save', path, preexec_fn=ignore)
+    wait_for(process, 'step ')
+    with paused(process):
+        process.send_signal(signal.SIGINT)
     end(process)
-    assert process.returncode == 0 and load_checkpoint(path).adam.step == 3000
+    assert process.returncode == 0 and load_checkpoint(path).adam.step == 500
 
 
 def test_ctrl_c_while_sampling_ends_with_a_line():

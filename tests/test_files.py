@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import SIZES, SMALL, TESTS, TINY, env, refused, run, start, wait_for
+from conftest import SIZES, SMALL, TESTS, TINY, env, paused, refused, run, start, wait_for
 
 import microgpt
 from microgpt import Problem, load_checkpoint, numbers
@@ -464,22 +464,24 @@ def test_a_model_that_cannot_be_saved_where_it_should_be_is_saved_elsewhere(tmp_
     folder.mkdir()
     rescue.mkdir()
     process = start(
-        '--data', SMALL, *SIZES, '--steps', 3000, '--samples', 0,
+        '--data', SMALL, *SIZES, '--steps', 500, '--samples', 0,
         '--save', folder / 'model', env=env(TMPDIR=str(rescue)),
     )  # fmt: skip
-    wait_for(process, 'step  100')
-    folder.rmdir()
+    wait_for(process, 'step ')
+    with paused(process):
+        folder.rmdir()
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 1 and 'not saved' in stderr
     saved = re.search('saved as (.*)', stderr)[1]
-    assert saved.startswith(str(rescue)) and load_checkpoint(saved).adam.step == 3000
+    assert saved.startswith(str(rescue)) and load_checkpoint(saved).adam.step == 500
 
 
 def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path):
     path = tmp_path / 'model'
-    process = start('--data', SMALL, *SIZES, '--steps', 3000, '--save', path)
-    wait_for(process, 'step  100')
-    path.write_text('precious')
+    process = start('--data', SMALL, *SIZES, '--steps', 500, '--save', path)
+    wait_for(process, 'step ')
+    with paused(process):
+        path.write_text('precious')
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 1 and 'another file is there now' in stderr
     assert path.read_text() == 'precious'

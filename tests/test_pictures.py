@@ -9,7 +9,7 @@ import sys
 import types
 
 import pytest
-from conftest import SCRIPT, SMALL, TINY, Run, env, run
+from conftest import SCRIPT, SIZES, SMALL, TINY, Run, env, run
 
 import microgpt
 from microgpt import Value, numbers
@@ -191,7 +191,7 @@ def test_on_a_terminal_progress_is_one_line_that_fits(columns):
 
 def test_the_progress_on_a_terminal_ends_with_a_name_that_changes_nothing_else(tmp_path):
     log, other = tmp_path / 'log', tmp_path / 'other'
-    settings = ['--data', SMALL, '--steps', 300, '--samples', 0]
+    settings = ['--data', SMALL, *SIZES, '--steps', 300, '--samples', 0]
     shown = in_terminal(*settings, '--log', log, '--save', tmp_path / 'a')
     lines = re.findall(r'\r\033\[K([^\r\n]*)', shown)
     assert re.fullmatch(r'#{10} 300 / 300 \| .* left \| [a-z]+', lines[-1])

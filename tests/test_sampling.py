@@ -84,7 +84,7 @@ def test_a_prompt_is_compared_in_its_normal_form():
 
 def test_filters_hold_for_every_name():
     filters = ['--min-length', 2, '--max-length', 4, '--alphabetic', '--unique']
-    result = run('--data', UNICODE, '--steps', 0, '--temperature', 5, *filters)
+    result = run('--data', UNICODE, *SIZES, '--steps', 0, '--temperature', 5, *filters)
     names = result.stdout.splitlines()
     assert len(names) == len(set(names)) == 20
     assert all(2 <= len(name) <= 4 and microgpt.is_alphabetic(name) for name in names)
