@@ -23,11 +23,11 @@ when this parameter grows: its *gradient*. We move every parameter a little in
 the direction that lowers the loss of one name, go on to the next name, and do
 so a thousand times.
 
-Part I is the complete algorithm. It follows the program of the same name by
-Andrej Karpathy (2026), and gives the same names, and the same losses up to
-rounding. Part II makes a comfortable tool of it. Some constants are marked
-*taste*: with other values near them the program still works, and learns a
-little better or worse. All others belong to a formula.
+Part I is the complete algorithm. It follows Andrej Karpathy's microgpt (2026):
+it makes up the same names, with the same losses up to rounding. Part II makes a
+comfortable tool of it. Some constants are marked *taste*: with other values
+near them the program still works, and learns a little better or worse. All
+others belong to a formula.
 """
 
 # %% [markdown]
@@ -149,13 +149,10 @@ def encode(doc, vocab):
 #
 # The tape grows with every operation. When a computation is over and its
 # gradients have been used, `Value.tape.clear()` forgets it. What was on it
-# keeps its numbers, but hands on nothing any more. While a name is sampled, for
-# example (chapter 11), nobody wants gradients: the tape is cleared for each
-# letter, and what was computed from earlier letters is used as plain numbers.
+# keeps its numbers, and new operations may use them, but it hands on nothing
+# any more. Values that no operation has made, such as parameters, never stand
+# on the tape.
 #
-# Values that no operation has made, such as parameters, never stand on the
-# tape.
-
 # %%
 class Value:
     """A number that remembers which Values it was computed from.
@@ -236,9 +233,9 @@ class Value:
     def backward(self):
         """Find the derivative of this Value with respect to all that it depends on.
 
-        Called again, it starts anew on the tape. In Values that are not on it, such as
-        parameters, it adds to the gradients that are there: those of several losses add
-        up, until somebody sets them to 0.
+        A second call starts anew on the tape. In Values that are not on it, such as
+        parameters, it adds to the gradients that are there. So those of several losses
+        add up, until somebody sets them to 0.
         """
         for result in Value.tape:
             result.grad = 0.0
@@ -329,9 +326,9 @@ def add(u, v):
 #
 # So we may subtract the highest score from all of them, and no probability
 # changes. We do it because exp(800) is too large for a float; afterwards, the
-# largest is exp(0) = 1. For this the highest score is taken as a plain number,
-# not as a Value: since the result does not depend on what we subtract, nothing
-# would flow back to it.
+# largest is exp(0) = 1. The highest score is taken as a plain number, not as a
+# Value: the result does not depend on what we subtract, so the gradient would
+# be 0.
 
 # %%
 def softmax(scores):
@@ -367,7 +364,7 @@ def softmax(scores):
 # %%
 def rmsnorm(x):
     """x (n,), scaled so that the mean of its squares is 1."""
-    mean_square = dot(x, x) / len(x)  # the two slopes of an x_i add up to 2 * x_i
+    mean_square = dot(x, x) / len(x)  # x_i is in it twice: slope 2 * x_i in all
     scale = (mean_square + 1e-5) ** -0.5
     return [x_i * scale for x_i in x]
 
@@ -381,8 +378,9 @@ def rmsnorm(x):
 # What describes a letter? Its place in the alphabet says nothing about how it
 # is used. So each token has a list of `n_embd` numbers (here 16), its
 # *embedding*. Each position has one too, for a reason that we shall see with
-# attention. These lists are the rows of two matrices, `wte` and `wpe`. Nobody
-# fills them by hand: they are parameters, and training makes sense of them.
+# attention. These lists are the rows of two matrices, `wte` (*word token
+# embedding*) and `wpe` (*word position embedding*). Nobody fills them by hand:
+# they are parameters, and training makes sense of them.
 #
 # The sum of the two lists, number by number, scaled by rmsnorm, is x. Think of
 # x as a *notepad* for this position: at first it says which token was read, and
@@ -390,10 +388,11 @@ def rmsnorm(x):
 # token, and others of the position.)
 #
 # Then every *layer* adds two notes to the notepad: *attention* fetches
-# something from the positions read so far, and the *MLP* (explained below)
-# thinks over what is on the notepad. Our model has one layer, larger ones have
-# many. Last, `lm_head`, the *language model head*, makes the logits from the
-# notepad.
+# something from the positions read so far, its own included, and the *MLP*
+# (explained below) thinks over what is on the notepad. Our model has one layer,
+# larger ones have many. Last comes `lm_head`, the *language model head*. It has
+# a row for each token, and the dot product of x with this row is the logit of
+# the token.
 #
 # Here is the whole. The functions `attention` and `mlp` come next, in this
 # chapter. `model` is a dict of matrices and layers, and a layer is a dict of
@@ -413,17 +412,19 @@ def gpt(model, token, position, cache):
 # %% [markdown]
 # Why is a note *added* to the notepad, and not put in its place? In a sum,
 # every term has slope 1. So gradients come back through all layers at full
-# strength, and not only through small weights, which would weaken them at each
-# layer. And a layer that has not yet learnt anything erases nothing. (This is
-# called a *residual* connection.)
+# strength, and not only through the weights, which start small and would weaken
+# them at each layer. And a layer that has not yet learnt anything erases
+# nothing. (This is called a *residual* connection.)
 #
-# Why is the sum of the embeddings normed? It starts at about 0.1 (chapter 7
-# draws it so). The first notes, still random, are as large as that, and would
-# drown it. Scaled to 1, it stands out. From then on, the notepad itself is only
-# added to: attention and the MLP read a normed copy.
+# Why is the sum of the embeddings normed? All parameters start so small
+# (chapter 7) that its size is about 0.1. That is also the size of a first note,
+# which two such matrices have made. The notes are still random then, and would
+# hide the embeddings. Scaled to 1, they stand out.
 #
-# `lm_head` reads the notepad as it is. After one layer its size is still near
-# 1, so nothing more is needed; GPTs with many layers norm it here once more.
+# After that, the notepad itself is only added to; attention and the MLP read a
+# normed copy. `lm_head` reads it as it is. With one layer its size stays near
+# 1, in training too (1.1 to 1.4 on average). GPTs with many layers norm it once
+# more for `lm_head`.
 #
 # ### Attention: fetching from earlier positions
 #
@@ -431,7 +432,7 @@ def gpt(model, token, position, cache):
 # *query*: what this position looks for. `attn_wk` makes a *key*: what it can be
 # found by. And `attn_wv` makes a *value*: what it hands over when it is found.
 # What these are is not fixed: training finds out what to look for. (This value
-# is a list of our Values; the word is the field's.)
+# is a list of our Values; both words are usual.)
 #
 # How well does a query fit a key? Their dot product says it: it is large if
 # both lists are large in the same places. Divided by the square root of their
@@ -534,8 +535,8 @@ def attention(x, layer, layer_cache):
 # times as large as those of the example:
 #
 # ```text
-# scores         weights                      if the score of m grows by 0.1,
-#                                             the weight of m grows by
+# scores         weights                      growth of the weight of m
+#                                             when its score grows by 0.1
 # 0.0  2.0  1.0     0.09    0.67    0.24      0.02
 # 0.0 20.0 10.0     0.0000  1.0000  0.0000    0.0000
 # ```
@@ -546,8 +547,9 @@ def attention(x, layer, layer_cache):
 #
 # Second, dot products get larger when lists get longer. Before training, the
 # numbers are random. So a product is as often negative as positive, and the
-# products cancel each other in part, but not wholly. If each of them is 1 or
-# -1, their sum is usually this far from 0 (the root of its mean square):
+# products cancel each other in part, but not wholly. Say that each product is 1
+# or -1 (another size is only a matter of scale). Then their sum is usually this
+# far from 0:
 #
 # ```text
 # number of products    1     4     16    64
@@ -556,9 +558,8 @@ def attention(x, layer, layer_cache):
 #
 # It is the square root of their number, n. For if we square the sum, the
 # squares of its terms add up to n, and the products of two different terms are
-# as often -1 as 1, so they cancel out on average. (With products of another
-# size, all these sums are larger or smaller by the same factor.) Dividing by
-# sqrt(n) keeps the scores of long lists at the size of those of short ones.
+# as often -1 as 1, so they cancel out on average. Dividing by sqrt(n) keeps the
+# scores of long lists at the size of those of short ones.
 #
 # ### MLP: thinking it over
 #
@@ -587,9 +588,7 @@ def mlp(x, layer):
 # ## 7. Parameters
 #
 # Here are all matrices that chapter 6 has used. Their names are usual in such
-# programs; the first two come from GPT-2, whose tokens are pieces of words. And
-# *fully connected* means that each sum has all inputs; that is true of all our
-# matrices, but only those of the MLP are called so.
+# programs:
 #
 # | name | stands for | shape |
 # |---|---|---|
@@ -602,22 +601,22 @@ def mlp(x, layer):
 # | `mlp_fc1` | MLP: the first *fully connected* step | (4 * n_embd, n_embd) |
 # | `mlp_fc2` | the second | (n_embd, 4 * n_embd) |
 #
-# Together they have 4,192 numbers, all drawn at random. Training will make
-# sense of them: one number of the embeddings may come to mean "vowel".
+# *Word*: the names come from models whose tokens are pieces of words. *Fully
+# connected*: each sum has all inputs. (That is true of all our matrices, but
+# only those of the MLP are called so.) Together they have 4,192 numbers, all
+# drawn at random. Training will make sense of them: one number of the
+# embeddings may come to mean "vowel".
 #
 # They are drawn from a normal distribution with mean 0 and standard deviation
-# 0.08 (taste). Why so small? Large weights make large sums, which would be
-# strong opinions, and the first ones can only be wrong.
+# 0.08 (taste): about two of three are between -0.08 and 0.08. Why so small?
+# Large weights make large sums, which would be strong opinions, and the first
+# ones can only be wrong.
 #
 # Why at random? Suppose all parameters were equal. Then the numbers of each
 # list that they make, such as a query, would be equal too. Nothing could tell
 # them apart, so the parameters behind them would be corrected alike, and stay
 # equal for ever. Even letters would look the same: a list of equal numbers is,
 # after rmsnorm, a list of ones.
-#
-# (In `lm_head`, each row would have equal numbers, but the rows would come to
-# differ: the more often a token comes next, the more its row would grow. So
-# such a model can learn how frequent each letter is, and no more.)
 
 # %%
 def new_model(config, vocab_size, rng):
@@ -702,8 +701,8 @@ def document_loss(model, config, tokens):
 # out, and what they agree about remains.
 #
 # **Gradients differ a lot in size** from one parameter to the next, and size
-# does not say how far a parameter has to go. Those of a rare letter, for
-# example, have small gradients on average, but are no closer to their best
+# does not say how far a parameter has to go. The parameters of a rare letter,
+# for example, have small gradients on average, but are no closer to their best
 # values. With one rate for all, some would jump too far while others hardly
 # move.
 #
@@ -717,10 +716,9 @@ def document_loss(model, config, tokens):
 # of it. So after n steps m is `g - 0.85 ** n * g`, or `g * (1 - 0.85 ** n)`.
 # Divided by `1 - 0.85 ** n`, it is g, as it should be.
 #
-# If g changes, the division is right too. For m is a weighted mean of all
-# gradients so far and of the 0 at the start. The 0 has a weight of `0.85 ** n`,
-# so `1 - 0.85 ** n` is the weight of the gradients. The result is called m_hat
-# (on paper, m with a hat); v_hat is made in the same way.
+# (If g changes, the division is right too: `0.85 ** n` is the part that the 0
+# at the start still has in the mean.) The result is called m_hat (on paper, m
+# with a hat); v_hat is made in the same way.
 #
 # ```text
 #      g       m         m_hat     v          v_hat    m_hat / sqrt(v_hat)

@@ -118,7 +118,7 @@ def test_the_example_of_attention_is_right():
 
 
 def test_the_example_of_scores_that_are_too_large_is_right():
-    small, large = [row(line) for line in example('if the score of m grows')[2:]]
+    small, large = [row(line) for line in example('growth of the weight of m')[2:]]
     assert [10 * float(score) for score in small[:3]] == [float(score) for score in large[:3]]
     for written in (small, large):
         scores = values(written[:3])
@@ -199,7 +199,8 @@ def test_main_prints_what_chapter_12_shows_and_the_notepad_keeps_its_size(monkey
     assert printed[:2] == lines[:2]
     assert printed[10:15] == lines[3:8]
     notepads = sizes[2::3]  # after embeddings, attention and MLP
-    assert sum(notepads[-100:]) / 100 == pytest.approx(1, abs=0.3)
+    means = [sum(notepads[i : i + 500]) / 500 for i in range(0, len(notepads) - 500, 500)]
+    assert 1.05 < min(means) and max(means) < 1.45
 
 
 def test_the_sizes_of_this_model_are_right():
