@@ -5,13 +5,14 @@
 This program reads a list of names, learns how names are spelled, and makes up
 new ones. Run it with `python microgpt.py`, or read it from here to the end: you
 need to know Python and school calculus; everything else is explained. (GPT
-stands for "generative pre-trained transformer": it generates text, after it has
-been trained, and a transformer is a model built like that of chapter 6.)
+stands for "generative pre-trained transformer": it generates text, it has been
+trained on other texts before, and a transformer is a model like that of chapter
+6.)
 
 **The game.** Given the letters so far, predict the next one. After "e", "m",
 "m" a good player says "most likely a". Whoever can play this game can also
-write: predict, draw a letter by the predicted probabilities, append it, and
-predict again. Chatbots play the same game with pieces of words.
+write: predict, draw a letter according to the predicted probabilities, append
+it, and predict again. Chatbots play the same game with pieces of words.
 
 **The player.** The *model* is a formula with a few thousand adjustable numbers,
 its *parameters*, which are random at first. From the letters so far it computes
@@ -148,11 +149,12 @@ def encode(doc, vocab):
 # from c always stands after c. So we only have to read the tape backwards.
 #
 # The tape grows with every operation. When a computation is over and its
-# gradients have been used, `Value.tape.clear()` forgets it. What was on it
-# keeps its numbers, and new operations may use them, but it hands on nothing
-# any more. Values that no operation has made, such as parameters, never stand
+# gradients have been used, `Value.tape.clear()` forgets it. Values that stood
+# on the tape keep their numbers, and new operations may use them, but they hand
+# on nothing any more. (Chapter 11 needs that: writing names takes no
+# gradients.) Values that no operation has made, such as parameters, never stand
 # on the tape.
-#
+
 # %%
 class Value:
     """A number that remembers which Values it was computed from.
@@ -357,9 +359,12 @@ def softmax(scores):
 # Small numbers cannot express a preference, and large ones leave no room for
 # doubt. And in training, sizes change all the time: weights that were right for
 # one size would be wrong for the next. So most parts do not read x as it is,
-# but a copy that rmsnorm has scaled: the mean of its squares is 1. (RMS is the
-# "root mean square". The 1e-5 prevents a division by zero if x is all zeros;
-# any tiny number would do: taste.)
+# but a copy that rmsnorm has scaled: the mean of its squares is 1. How strong a
+# preference becomes is then up to the weights.
+#
+# (RMS is the "root mean square": of the squares the mean, of this the root. We
+# call it the *size* of a list. 1e-5 is added so that a list of zeros does not
+# lead to a division by zero; any tiny number would do: taste.)
 
 # %%
 def rmsnorm(x):
@@ -380,7 +385,7 @@ def rmsnorm(x):
 # *embedding*. Each position has one too, for a reason that we shall see with
 # attention. These lists are the rows of two matrices, `wte` (*word token
 # embedding*) and `wpe` (*word position embedding*). Nobody fills them by hand:
-# they are parameters, and training makes sense of them.
+# they are parameters, and training will give them a meaning.
 #
 # The sum of the two lists, number by number, scaled by rmsnorm, is x. Think of
 # x as a *notepad* for this position: at first it says which token was read, and
@@ -397,7 +402,9 @@ def rmsnorm(x):
 # Here is the whole. The functions `attention` and `mlp` come next, in this
 # chapter. `model` is a dict of matrices and layers, and a layer is a dict of
 # matrices, too; chapter 7 makes them. `cache` is what attention remembers of
-# earlier positions, for each layer.
+# earlier positions, for each layer; it grows with each call. Attention and the
+# MLP read a normed copy of the notepad. (Why it is normed itself when it
+# begins, and not at the end, will be clear in chapter 7.)
 
 # %%
 def gpt(model, token, position, cache):
@@ -415,16 +422,6 @@ def gpt(model, token, position, cache):
 # strength, and not only through the weights, which start small and would weaken
 # them at each layer. And a layer that has not yet learnt anything erases
 # nothing. (This is called a *residual* connection.)
-#
-# Why is the sum of the embeddings normed? All parameters start so small
-# (chapter 7) that its size is about 0.1. That is also the size of a first note,
-# which two such matrices have made. The notes are still random then, and would
-# hide the embeddings. Scaled to 1, they stand out.
-#
-# After that, the notepad itself is only added to; attention and the MLP read a
-# normed copy. `lm_head` reads it as it is. With one layer its size stays near
-# 1, in training too (1.1 to 1.4 on average). GPTs with many layers norm it once
-# more for `lm_head`.
 #
 # ### Attention: fetching from earlier positions
 #
@@ -470,11 +467,11 @@ def attention_weights(query, keys):
 # ### Several heads, and a memory
 #
 # One such search gives one mean. So several *heads* search side by side, each
-# with its own part of the three lists. With `n_embd` 16 and 4 heads, each part
-# has 4 numbers, the `head_dim`. One head may look for the last vowel, another
-# for the first letter. What they found stands side by side, too, and `attn_wo`
-# mixes it: each number of the note can depend on what every head found. (These
-# heads have nothing to do with `lm_head`.)
+# with its own part of query, key and value. With `n_embd` 16 and 4 heads, each
+# part has 4 numbers, the `head_dim`. One head may look for the last vowel,
+# another for the first letter. What they found stands side by side, too, and
+# `attn_wo` mixes it: each number of the note can depend on what every head
+# found. (These heads have nothing to do with `lm_head`.)
 #
 # ```text
 # numbers of q    0 1 2 3    4 5 6 7    8 9 10 11    12 13 14 15
@@ -535,10 +532,10 @@ def attention(x, layer, layer_cache):
 # times as large as those of the example:
 #
 # ```text
-# scores         weights                      growth of the weight of m
-#                                             when its score grows by 0.1
-# 0.0  2.0  1.0     0.09    0.67    0.24      0.02
-# 0.0 20.0 10.0     0.0000  1.0000  0.0000    0.0000
+# scores              weights                     growth of the weight of m
+# BOS   e     m       BOS     e       m           when its score grows by 0.1
+# 0.0   2.0   1.0     0.09    0.67    0.24        0.02
+# 0.0  20.0  10.0     0.0000  1.0000  0.0000      0.0000
 # ```
 #
 # One position takes everything. Worse, a change of the scores hardly changes
@@ -546,20 +543,20 @@ def attention(x, layer, layer_cache):
 # training cannot correct what attention looks at.
 #
 # Second, dot products get larger when lists get longer. Before training, the
-# numbers are random. So a product is as often negative as positive, and the
-# products cancel each other in part, but not wholly. Say that each product is 1
-# or -1 (another size is only a matter of scale). Then their sum is usually this
-# far from 0:
+# numbers are random. So what is added is as often negative as positive, and
+# cancels in part, but not wholly. Say that we add n numbers, each of them 1 or
+# -1. Then the usual size of the sum (root mean square, over many such sums) is:
 #
 # ```text
-# number of products    1     4     16    64
-# how far from 0        1     2      4     8
+# n              1     4     16    64
+# size of sum    1     2      4     8
 # ```
 #
-# It is the square root of their number, n. For if we square the sum, the
-# squares of its terms add up to n, and the products of two different terms are
-# as often -1 as 1, so they cancel out on average. Dividing by sqrt(n) keeps the
-# scores of long lists at the size of those of short ones.
+# It is sqrt(n). For `(a + b) ** 2` is `a * a + b * b + 2 * a * b`. Of n numbers
+# the squares add up to n, and the products of two of them are as often -1 as 1,
+# so these cancel out on average. Numbers of another size only change the scale.
+# So dividing by sqrt(n) keeps the scores of long lists at the size of those of
+# short ones.
 #
 # ### MLP: thinking it over
 #
@@ -604,7 +601,7 @@ def mlp(x, layer):
 # *Word*: the names come from models whose tokens are pieces of words. *Fully
 # connected*: each sum has all inputs. (That is true of all our matrices, but
 # only those of the MLP are called so.) Together they have 4,192 numbers, all
-# drawn at random. Training will make sense of them: one number of the
+# drawn at random. Training will give them a meaning: one number of the
 # embeddings may come to mean "vowel".
 #
 # They are drawn from a normal distribution with mean 0 and standard deviation
@@ -612,11 +609,22 @@ def mlp(x, layer):
 # Large weights make large sums, which would be strong opinions, and the first
 # ones can only be wrong.
 #
+# So the sum of two embeddings has a size of only about 0.1. The notes start at
+# that size, too. Each sum of 16 products with such weights is about
+# `0.08 * sqrt(16)`, or 0.3 times as large as what it is made from, and a note
+# goes through two matrices: 0.3 * 0.3 is 0.1. These first notes are random, and
+# two of them would hide the embeddings. That is why `gpt` norms the sum: beside
+# numbers of size 1, the notes are small.
+#
+# From then on the notepad keeps its size nearly, in training too: it stays
+# between 1.1 and 1.4 on average. So `lm_head` can read it as it is. GPTs with
+# many layers, and so with many notes, norm it once more before `lm_head`.
+#
 # Why at random? Suppose all parameters were equal. Then the numbers of each
-# list that they make, such as a query, would be equal too. Nothing could tell
-# them apart, so the parameters behind them would be corrected alike, and stay
-# equal for ever. Even letters would look the same: a list of equal numbers is,
-# after rmsnorm, a list of ones.
+# query would be equal, and those of each key, value and note. Nothing could
+# tell them apart, so the weights behind them would be corrected alike, and stay
+# equal for ever. Not even letters could be told apart: each embedding would be
+# some number, 16 times, and rmsnorm makes ones of that, whatever the number.
 
 # %%
 def new_model(config, vocab_size, rng):
@@ -716,9 +724,11 @@ def document_loss(model, config, tokens):
 # of it. So after n steps m is `g - 0.85 ** n * g`, or `g * (1 - 0.85 ** n)`.
 # Divided by `1 - 0.85 ** n`, it is g, as it should be.
 #
-# (If g changes, the division is right too: `0.85 ** n` is the part that the 0
-# at the start still has in the mean.) The result is called m_hat (on paper, m
-# with a hat); v_hat is made in the same way.
+# (If g changes, the division is right too. m is then a weighted mean of all g
+# so far and of the 0 at the start, whose share is still `0.85 ** n`. The shares
+# of the others add up to `1 - 0.85 ** n`, and after the division to 1.) The
+# result is called m_hat (on paper, m with a hat); v_hat is made in the same
+# way.
 #
 # ```text
 #      g       m         m_hat     v          v_hat    m_hat / sqrt(v_hat)
@@ -746,7 +756,7 @@ class Adam:
         self.step = 0
 
     def update(self, rate, beta1=0.85, beta2=0.99, eps=1e-8):
-        """Move every parameter by a step of about the rate, to lower the loss."""
+        """Move every parameter, mostly by the rate or less, to lower the loss."""
         self.step += 1
         m, v = self.m, self.v
         m_correction = 1 - beta1 ** self.step
@@ -848,14 +858,14 @@ def sample(model, config, vocab, choose):
 # seconds it prints:
 #
 # ```text
-# step    1 / 1000 | loss 3.2773
-# step  100 / 1000 | loss 2.8413
+# step    1 / 1000 | loss 3.3017
+# step  100 / 1000 | loss 3.0713
 # ...
-# step 1000 / 1000 | loss 2.1517
-# manin
-# arngan
-# naema
-# arisa
+# step 1000 / 1000 | loss 2.7941
+# mamin
+# arinaz
+# nafen
+# arina
 # ...
 # ```
 #

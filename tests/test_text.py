@@ -133,7 +133,7 @@ def size(x):
     return math.sqrt(sum(number * number for number in numbers(x)) / len(x))
 
 
-def test_before_training_embeddings_and_notes_have_the_sizes_that_chapter_6_names():
+def test_before_training_embeddings_and_notes_have_the_sizes_that_chapter_7_names():
     config = microgpt.Config()
     model = microgpt.new_model(config, 27, random.Random(1))
     layer, cache = model['layers'][0], microgpt.new_cache(config)[0]
@@ -145,7 +145,7 @@ def test_before_training_embeddings_and_notes_have_the_sizes_that_chapter_6_name
 
 
 def test_the_example_of_longer_and_longer_sums_is_right():
-    sizes, distances = [row(line)[-4:] for line in example('number of products')]
+    sizes, distances = [row(line) for line in example('size of sum')]
     rng = random.Random(1)
     for n, distance in zip(map(int, sizes), distances):
         sums = [sum(rng.choice((-1, 1)) for _ in range(n)) for _ in range(1000)]
