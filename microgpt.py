@@ -180,7 +180,7 @@ class Value:
         self.inputs = inputs
         self.slopes = slopes
         if inputs:
-            self.tape.append(self)
+            Value.tape.append(self)
 
     def __repr__(self):
         return f'Value(data={self.data}, grad={self.grad})'
@@ -288,7 +288,7 @@ def linear(x, rows):
     for row in rows:
         row_data = numbers(row)
         result = sum(map(mul, x_data, row_data))
-        results.append(Value(result, x + row, row_data + x_data))  # + joins lists
+        results.append(Value(result, [*x, *row], row_data + x_data))
     return results
 
 
@@ -503,24 +503,28 @@ def new_cache(config):
     return [[([], []) for _ in range(config.n_head)] for _ in range(config.n_layer)]
 
 
+def split(x, n_head):
+    """x (n_embd,), cut into a part for each head: (n_head, head_dim)."""
+    head_dim = len(x) // n_head
+    return [x[i : i + head_dim] for i in range(0, len(x), head_dim)]
+
+
 def attention(x, layer, layer_cache):
     """The first note of a layer: what x (n_embd,) finds at the positions so far.
 
     layer: its matrices, by name.
     layer_cache: its keys and values for every head; those of x are added to it.
     """
-    q = linear(x, layer['attn_wq'])
-    k = linear(x, layer['attn_wk'])
-    v = linear(x, layer['attn_wv'])
     n_head = len(layer_cache)
-    head_dim = len(x) // n_head
+    q = split(linear(x, layer['attn_wq']), n_head)
+    k = split(linear(x, layer['attn_wk']), n_head)
+    v = split(linear(x, layer['attn_wv']), n_head)
     found = []
-    for head, (keys, values) in enumerate(layer_cache):
-        part = slice(head * head_dim, (head + 1) * head_dim)
-        keys.append(k[part])  # (positions, head_dim), now with this position
-        values.append(v[part])
-        weights = attention_weights(q[part], keys)
-        columns = [list(column) for column in zip(*values)]  # (head_dim, positions)
+    for query, key, value, (keys, values) in zip(q, k, v, layer_cache):
+        keys.append(key)  # (positions, head_dim), now with this position
+        values.append(value)
+        weights = attention_weights(query, keys)
+        columns = zip(*values)  # (head_dim, positions)
         found += linear(weights, columns)  # the weighted mean of values, (head_dim,)
     return linear(found, layer['attn_wo'])
 
@@ -634,6 +638,7 @@ def new_model(config, vocab_size, rng):
         return [[Value(rng.gauss(0, 0.08)) for _ in range(n_in)] for _ in range(n_out)]
 
     n = config.n_embd
+    assert n % config.n_head == 0, 'the heads need parts of equal length'
     return {
         'wte': matrix(vocab_size, n),
         'wpe': matrix(config.block_size, n),
@@ -688,8 +693,8 @@ def document_loss(model, config, tokens):
     """The mean loss of all predictions for a document, in nats, as one Value."""
     cache = new_cache(config)
     losses = []
-    pairs = zip(tokens[: config.block_size], tokens[1:])  # each token and the next
-    for position, (token, target) in enumerate(pairs):
+    positions = range(config.block_size)
+    for position, token, target in zip(positions, tokens, tokens[1:]):
         probabilities = softmax(gpt(model, token, position, cache))
         losses.append(-probabilities[target].log())
     return total(losses) / len(losses)
