@@ -5,9 +5,8 @@
 This program reads a list of names, learns how names are spelled, and makes up
 new ones. Run it with `python microgpt.py`, or read it from here to the end: you
 need to know Python and school calculus; everything else is explained. (GPT
-stands for "generative pre-trained transformer": it generates text, it has been
-trained on other texts before, and a transformer is a model like that of chapter
-6.)
+stands for "generative pre-trained transformer": it generates text, it is
+trained before it is used, and a transformer is a model like that of chapter 6.)
 
 **The game.** Given the letters so far, predict the next one. After "e", "m",
 "m" a good player says "most likely a". Whoever can play this game can also
@@ -235,9 +234,9 @@ class Value:
     def backward(self):
         """Find the derivative of this Value with respect to all that it depends on.
 
-        A second call starts anew on the tape. In Values that are not on it, such as
-        parameters, it adds to the gradients that are there. So those of several losses
-        add up, until somebody sets them to 0.
+        A second call starts at 0 for all Values on the tape. In all others, such as
+        parameters, it adds to the gradients that are there: for the sum of several
+        losses, one wants the sum of their gradients.
         """
         for result in Value.tape:
             result.grad = 0.0
@@ -329,8 +328,7 @@ def add(u, v):
 # So we may subtract the highest score from all of them, and no probability
 # changes. We do it because exp(800) is too large for a float; afterwards, the
 # largest is exp(0) = 1. The highest score is taken as a plain number, not as a
-# Value: the result does not depend on what we subtract, so the gradient would
-# be 0.
+# Value. It needs no gradient: whatever we subtract, the result is the same.
 
 # %%
 def softmax(scores):
@@ -362,14 +360,14 @@ def softmax(scores):
 # but a copy that rmsnorm has scaled: the mean of its squares is 1. How strong a
 # preference becomes is then up to the weights.
 #
-# (RMS is the "root mean square": of the squares the mean, of this the root. We
-# call it the *size* of a list. 1e-5 is added so that a list of zeros does not
-# lead to a division by zero; any tiny number would do: taste.)
+# (RMS is the "root mean square": the root of the mean of the squares. We call
+# it the *size* of a list. 1e-5 is added so that a list of zeros does not lead
+# to a division by zero; any tiny number would do: taste.)
 
 # %%
 def rmsnorm(x):
     """x (n,), scaled so that the mean of its squares is 1."""
-    mean_square = dot(x, x) / len(x)  # x_i is in it twice: slope 2 * x_i in all
+    mean_square = dot(x, x) / len(x)  # each x_i is an input twice
     scale = (mean_square + 1e-5) ** -0.5
     return [x_i * scale for x_i in x]
 
@@ -399,12 +397,12 @@ def rmsnorm(x):
 # a row for each token, and the dot product of x with this row is the logit of
 # the token.
 #
-# Here is the whole. The functions `attention` and `mlp` come next, in this
-# chapter. `model` is a dict of matrices and layers, and a layer is a dict of
-# matrices, too; chapter 7 makes them. `cache` is what attention remembers of
+# Here is the whole model. The functions `attention` and `mlp` come next, in
+# this chapter. `model` is a dict of matrices and layers, and a layer is a dict
+# of matrices, too; chapter 7 makes them. `cache` is what attention remembers of
 # earlier positions, for each layer; it grows with each call. Attention and the
-# MLP read a normed copy of the notepad. (Why it is normed itself when it
-# begins, and not at the end, will be clear in chapter 7.)
+# MLP read a normed copy of the notepad. The notepad itself is normed when it
+# begins, and not at the end; chapter 7 says why.
 
 # %%
 def gpt(model, token, position, cache):
@@ -419,8 +417,8 @@ def gpt(model, token, position, cache):
 # %% [markdown]
 # Why is a note *added* to the notepad, and not put in its place? In a sum,
 # every term has slope 1. So gradients come back through all layers at full
-# strength, and not only through the weights, which start small and would weaken
-# them at each layer. And a layer that has not yet learnt anything erases
+# strength. If they came only through the weights, which start small, each layer
+# would weaken them. And a layer that has not yet learnt anything erases
 # nothing. (This is called a *residual* connection.)
 #
 # ### Attention: fetching from earlier positions
@@ -466,12 +464,12 @@ def attention_weights(query, keys):
 # %% [markdown]
 # ### Several heads, and a memory
 #
-# One such search gives one mean. So several *heads* search side by side, each
-# with its own part of query, key and value. With `n_embd` 16 and 4 heads, each
-# part has 4 numbers, the `head_dim`. One head may look for the last vowel,
-# another for the first letter. What they found stands side by side, too, and
-# `attn_wo` mixes it: each number of the note can depend on what every head
-# found. (These heads have nothing to do with `lm_head`.)
+# One such search gives one mean, in which all finds are mixed. So several
+# *heads* search side by side, each with its own part of query, key and value.
+# With `n_embd` 16 and 4 heads, each part has 4 numbers, the `head_dim`. One
+# head may look for the last vowel, another for the first letter. (These heads
+# have nothing to do with `lm_head`.) What they found stands side by side, too,
+# and `attn_wo` makes the note of it: each number can depend on all finds.
 #
 # ```text
 # numbers of q    0 1 2 3    4 5 6 7    8 9 10 11    12 13 14 15
@@ -556,11 +554,11 @@ def attention(x, layer, layer_cache):
 # size of sum    1     2      4     8
 # ```
 #
-# It is sqrt(n). For `(a + b) ** 2` is `a * a + b * b + 2 * a * b`. Of n numbers
-# the squares add up to n, and the products of two of them are as often -1 as 1,
-# so these cancel out on average. Numbers of another size only change the scale.
-# So dividing by sqrt(n) keeps the scores of long lists at the size of those of
-# short ones.
+# It is sqrt(n). This is why: the square of a sum has the squares of its terms
+# and, twice, the products of any two terms, as in `a * a + b * b + 2 * a * b`.
+# The n squares add up to n. The products are as often -1 as 1, and cancel out
+# on average. Numbers of another size only change the scale. So dividing by
+# sqrt(n) keeps the scores of long lists at the size of those of short ones.
 #
 # ### MLP: thinking it over
 #
@@ -603,32 +601,31 @@ def mlp(x, layer):
 # | `mlp_fc2` | the second | (n_embd, 4 * n_embd) |
 #
 # *Word*: the names come from models whose tokens are pieces of words. *Fully
-# connected*: each sum has all inputs. (That is true of all our matrices, but
-# only those of the MLP are called so.) Together they have 4,192 numbers, all
-# drawn at random. Training will give them a meaning: one number of the
-# embeddings may come to mean "vowel".
+# connected*: each sum has all inputs. (That is true of the attention matrices
+# as well, but only those of the MLP are called so.) Together they have 4,192
+# numbers, all drawn at random. Training will give them a meaning: one number of
+# the embeddings may come to mean "vowel".
 #
 # They are drawn from a normal distribution with mean 0 and standard deviation
 # 0.08 (taste): about two of three are between -0.08 and 0.08. Why so small?
 # Large weights make large sums, which would be strong opinions, and the first
 # ones can only be wrong.
 #
-# So the sum of two embeddings has a size of only about 0.1. The notes start at
-# that size, too. Each sum of 16 products with such weights is about
-# `0.08 * sqrt(16)`, or 0.3 times as large as what it is made from, and a note
-# goes through two matrices: 0.3 * 0.3 is 0.1. These first notes are random, and
-# two of them would hide the embeddings. That is why `gpt` norms the sum: beside
-# numbers of size 1, the notes are small.
+# So the sum of two embeddings is small too: its size is about 0.1. The first
+# notes, made with such small weights, have about the same size, and they are
+# random. They would hide the embeddings. That is why `gpt` norms the sum when
+# the notepad begins: beside numbers of size 1, the first notes are small.
 #
-# From then on the notepad keeps its size nearly, in training too: it stays
-# between 1.1 and 1.4 on average. So `lm_head` can read it as it is. GPTs with
-# many layers, and so with many notes, norm it once more before `lm_head`.
+# In training the notes grow, but not much. In the run of chapter 12, the size
+# of the notepad at its end was between 1.1 and 1.4, averaged over 500 positions
+# at a time. So `lm_head` can read it as it is. GPTs with many layers, and so
+# with many notes, norm it once more before `lm_head`.
 #
 # Why at random? Suppose all parameters were equal. Then the numbers of each
 # query would be equal, and those of each key, value and note. Nothing could
 # tell them apart, so the weights behind them would be corrected alike, and stay
-# equal for ever. Not even letters could be told apart: each embedding would be
-# some number, 16 times, and rmsnorm makes ones of that, whatever the number.
+# equal for ever. Not even letters could be told apart: an embedding would be
+# the same number 16 times, and rmsnorm removes the size of that number.
 
 # %%
 def new_model(config, vocab_size, rng):
@@ -709,9 +706,9 @@ def document_loss(model, config, tokens):
 # *Adam* (Kingma and Ba, 2014) adds two ideas to it, and a correction.
 #
 # **One name is a noisy hint.** What helps with it may not help with others. So
-# Adam follows m, a running mean of g: at each step m keeps 0.85 of itself
-# (`beta1`) and takes in 0.15 of g. What is particular to single names cancels
-# out, and what they agree about remains.
+# Adam uses m in place of g. It is a running mean of g: at each step m keeps
+# 0.85 of itself (`beta1`) and takes in 0.15 of g. What is particular to single
+# names cancels out, and what they agree about remains.
 #
 # **Gradients differ a lot in size** from one parameter to the next, and size
 # does not say how far a parameter has to go. The parameters of a rare letter,
@@ -720,19 +717,18 @@ def document_loss(model, config, tokens):
 # move.
 #
 # So Adam divides m by the usual size of g. This is the square root of v, and v
-# is a running mean of `g * g`, which keeps 0.99 of itself (`beta2`). The
-# quotient is about 1 or -1 if the gradients agree, and near 0 if they
-# contradict each other. Times the rate, it is the step.
+# is a running mean of `g * g`, which keeps 0.99 of itself (`beta2`), for a
+# longer memory. The quotient is about 1 or -1 if the gradients agree, and near
+# 0 if they contradict each other. Times the rate, it is the step.
 #
 # **Running means that start at 0 are too small at first.** Say that g stays the
 # same. Then the distance from m to g is g at first, and each step leaves 0.85
-# of it. So after n steps m is `g - 0.85 ** n * g`, or `g * (1 - 0.85 ** n)`.
-# Divided by `1 - 0.85 ** n`, it is g, as it should be.
+# of it, since m takes in 0.15 of g. So after n steps m is `g - 0.85 ** n * g`,
+# or `g * (1 - 0.85 ** n)`. Divided by `1 - 0.85 ** n`, it is g, as it should
+# be.
 #
-# (If g changes, the division is right too. m is then a weighted mean of all g
-# so far and of the 0 at the start, whose share is still `0.85 ** n`. The shares
-# of the others add up to `1 - 0.85 ** n`, and after the division to 1.) The
-# result is called m_hat (on paper, m with a hat); v_hat is made in the same
+# (If g changes, the same division takes the 0 at the start out of the mean.)
+# The result is called m_hat (on paper, m with a hat); v_hat is made in the same
 # way.
 #
 # ```text
@@ -761,7 +757,7 @@ class Adam:
         self.step = 0
 
     def update(self, rate, beta1=0.85, beta2=0.99, eps=1e-8):
-        """Move every parameter, mostly by the rate or less, to lower the loss."""
+        """Move every parameter one step, to lower the loss."""
         self.step += 1
         m, v = self.m, self.v
         m_correction = 1 - beta1 ** self.step
