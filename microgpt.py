@@ -1080,7 +1080,7 @@ def option_parser():
 def add_model_options(parser):
     """What to learn from, and the sizes of the model."""
     add = parser.add_argument_group('data').add_argument
-    add('--data', **FILE, help='documents, one a line (input.txt)')
+    add('--data', **FILE, help='documents, one per line (input.txt)')
     add('--val-fraction', **REAL, default=0.1, help='share held out of training (0.1)')
 
     add = parser.add_argument_group('model').add_argument
@@ -1089,7 +1089,7 @@ def add_model_options(parser):
     add('--n-embd', **WHOLE, default=size.n_embd, help='numbers in an embedding (16)')
     add('--n-head', **WHOLE, default=size.n_head, help='attention heads (4)')
     add('--block-size', **WHOLE, default=size.block_size, help='positions (16)')
-    add('--seed', **WHOLE, default=42, help='where all chance comes from (42)')
+    add('--seed', **WHOLE, default=42, help='seed of all randomness (42)')
 
 
 def add_training_options(parser):
@@ -1097,18 +1097,18 @@ def add_training_options(parser):
     group = parser.add_argument_group('training')
     length = group.add_mutually_exclusive_group().add_argument
     length('--steps', **WHOLE, default=1000, help='training steps in all (1000)')
-    length('--epochs', **WHOLE, help='or: rounds through the documents')
+    length('--epochs', **WHOLE, help='or: passes through all documents')
     add = group.add_argument
-    add('--batch-size', **WHOLE, default=1, help='documents in a step (1)')
+    add('--batch-size', **WHOLE, default=1, help='documents per step (1)')
     add('--learning-rate', **REAL, default=0.01, help='at the first step (0.01)')
     add('--decay', choices=DECAYS, default='linear', help='how the rate falls (linear)')
-    add('--grad-clip', **REAL, default=0.0, help='longest gradient; 0: any (0)')
+    add('--grad-clip', **REAL, default=0.0, help='longest gradient; 0: no limit (0)')
     add('--workers', **WHOLE, default=1, help='processes for a batch; 0: all cores (1)')
 
     add = parser.add_argument_group('files').add_argument
     add('--load', **FILE, help='checkpoint to go on from')
     add('--save', **FILE, help='checkpoint to write')
-    add('--save-every', **WHOLE, default=0, help='also after every N steps; 0: no (0)')
+    add('--save-every', **WHOLE, default=0, help='also save every N steps; 0: no (0)')
     add('--log', **FILE, help='CSV of step, loss, learning rate')
 
 
@@ -1117,15 +1117,15 @@ def add_sampling_options(parser):
     switch = {'action': argparse.BooleanOptionalAction, 'default': False}
     add = parser.add_argument_group('sampling').add_argument
     add('--samples', **WHOLE, default=20, help='names to make up (20)')
-    add('--temperature', **REAL, default=0.5, help='0: no chance; 1: as learnt (0.5)')
-    add('--top-k', **WHOLE, default=0, help='only the k likeliest tokens; 0: all (0)')
-    add('--top-p', **REAL, default=1.0, help='only the likeliest, with p in all (1)')
+    add('--temperature', **REAL, default=0.5, help='0: likeliest; 1: as learnt (0.5)')
+    add('--top-k', **WHOLE, default=0, help='only the N likeliest tokens; 0: all (0)')
+    add('--top-p', **REAL, default=1.0, help='only the likeliest, X in all (1)')
     add('--prompt', **TEXT, default='', help='beginning of every name')
     add('--min-length', **WHOLE, default=0, help='no shorter names (0)')
     add('--max-length', **WHOLE, help='no longer names')
     add('--alphabetic', **switch, help='names of letters only')
     add('--unique', **switch, help='no name twice')
-    add('--novel', **switch, help='no name of the data')
+    add('--novel', **switch, help='no name from the data')
     add('--inspect', **TEXT, help='show what the model makes of a text')
 
 

@@ -26,7 +26,7 @@ def test_the_run_that_it_shows_is_that_of_the_first_command(tmp_path):
     for line in shown.splitlines() + inspected.splitlines():
         line = re.sub(r'\| [\d.]+ steps/s.*', '', line)
         assert line == '...' or line in printed
-    five = re.search(r'Five of its names: (.*)\.', TEXT)[1].split(', ')
+    five = re.split(', | and ', re.search(r'such as (.*)\.', TEXT)[1])
     assert len(five) == 5 and set(five) <= set(result.stdout.splitlines())
     held_out = re.search(r'held-out loss ([\d.]+)', result.stderr)[1]
     assert f'from {held_out} to' in TEXT
