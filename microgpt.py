@@ -150,9 +150,8 @@ def encode(doc, vocab):
 # The tape grows with every operation. When a computation is over and its
 # gradients have been used, `Value.tape.clear()` forgets it. Values that stood
 # on the tape keep their numbers, and new operations may use them, but they hand
-# on nothing any more. (Chapter 11 needs that: writing names takes no
-# gradients.) Values that no operation has made, such as parameters, never stand
-# on the tape.
+# on nothing any more. Values that no operation has made, such as parameters,
+# never stand on the tape.
 
 # %%
 class Value:
@@ -400,9 +399,11 @@ def rmsnorm(x):
 # Here is the whole model. The functions `attention` and `mlp` come next, in
 # this chapter. `model` is a dict of matrices and layers, and a layer is a dict
 # of matrices, too; chapter 7 makes them. `cache` is what attention remembers of
-# earlier positions, for each layer; it grows with each call. Attention and the
-# MLP read a normed copy of the notepad. The notepad itself is normed when it
-# begins, and not at the end; chapter 7 says why.
+# earlier positions, for each layer; it grows with each call.
+#
+# Attention and the MLP read a normed copy of the notepad. The notepad itself is
+# normed when it begins, and not at the end; chapter 7 says why. (So the first
+# attention reads what has been normed twice, which does no harm.)
 
 # %%
 def gpt(model, token, position, cache):
@@ -574,7 +575,8 @@ def attention(x, layer, layer_cache):
 #
 # relu is an "if", and weighted sums alone have none. Without relu, the two
 # steps would be a weighted sum of weighted sums, which is just a weighted sum
-# again.
+# again. And no weighted sum can find, for example, "this letter is a vowel or
+# the one before was, but not both".
 
 # %%
 def mlp(x, layer):
@@ -611,21 +613,27 @@ def mlp(x, layer):
 # Large weights make large sums, which would be strong opinions, and the first
 # ones can only be wrong.
 #
-# So the sum of two embeddings is small too: its size is about 0.1. The first
-# notes, made with such small weights, have about the same size, and they are
-# random. They would hide the embeddings. That is why `gpt` norms the sum when
-# the notepad begins: beside numbers of size 1, the first notes are small.
+# So the sum of two embeddings is small too: its size is about 0.1. And the
+# first notes are about as large. (For attention: two such matrices, one after
+# the other, make sums of 16 products, each of them about `0.08 * sqrt(16)` or
+# 0.3 times as large as what it is made from; 0.3 * 0.3 is 0.1. For the MLP it
+# is similar.)
+#
+# These notes are still random, and would hide the embeddings. That is why `gpt`
+# norms the sum when the notepad begins: beside numbers of size 1, the first
+# notes are small.
 #
 # In training the notes grow, but not much. In the run of chapter 12, the size
-# of the notepad at its end was between 1.1 and 1.4, averaged over 500 positions
+# of the finished notepad was between 1.1 and 1.4, averaged over some 70 names
 # at a time. So `lm_head` can read it as it is. GPTs with many layers, and so
 # with many notes, norm it once more before `lm_head`.
 #
 # Why at random? Suppose all parameters were equal. Then the numbers of each
 # query would be equal, and those of each key, value and note. Nothing could
-# tell them apart, so the weights behind them would be corrected alike, and stay
-# equal for ever. Not even letters could be told apart: an embedding would be
-# the same number 16 times, and rmsnorm removes the size of that number.
+# tell them apart, so the weights that make them would be corrected alike, and
+# these numbers would stay equal for ever. So would the 16 numbers of an
+# embedding. Even if two letters got different numbers, rmsnorm would make the
+# same list of both.
 
 # %%
 def new_model(config, vocab_size, rng):
@@ -717,9 +725,9 @@ def document_loss(model, config, tokens):
 # move.
 #
 # So Adam divides m by the usual size of g. This is the square root of v, and v
-# is a running mean of `g * g`, which keeps 0.99 of itself (`beta2`), for a
-# longer memory. The quotient is about 1 or -1 if the gradients agree, and near
-# 0 if they contradict each other. Times the rate, it is the step.
+# is a running mean of `g * g`, which keeps 0.99 of itself (`beta2`). The
+# quotient is about 1 or -1 if the gradients agree, and near 0 if they
+# contradict each other. Times the rate, it is the step.
 #
 # **Running means that start at 0 are too small at first.** Say that g stays the
 # same. Then the distance from m to g is g at first, and each step leaves 0.85
@@ -727,8 +735,9 @@ def document_loss(model, config, tokens):
 # or `g * (1 - 0.85 ** n)`. Divided by `1 - 0.85 ** n`, it is g, as it should
 # be.
 #
-# (If g changes, the same division takes the 0 at the start out of the mean.)
-# The result is called m_hat (on paper, m with a hat); v_hat is made in the same
+# (If g changes, m is a weighted mean of all g so far and of the 0 at the start,
+# whose share is `0.85 ** n`. The division leaves the mean of the g alone.) The
+# result is called m_hat (on paper, m with a hat); v_hat is made in the same
 # way.
 #
 # ```text
