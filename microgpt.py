@@ -41,8 +41,8 @@ others belong to a formula.
 # it took the first thousand, the model would learn that all names begin with
 # "a".
 #
-# All chance comes from one random generator, `rng`. It starts from a number
-# that we choose, the *seed*: with the same seed, a run gives the same names.
+# All randomness comes from one generator, `rng`. It starts from a number that
+# we choose, the *seed*: with the same seed, a run gives the same names.
 # (`main`, in chapter 12, makes the generator and shuffles the documents.)
 
 # %%
@@ -814,7 +814,7 @@ def train(adam, loss_at, rate_at, steps):
 # ## 11. Sampling
 #
 # To write a name, the model plays the game with itself. It reads BOS, a token
-# is drawn by the predicted probabilities, the model reads this token, and so
+# is drawn according to the predicted probabilities, the model reads it, and so
 # on, until BOS is drawn. To take the most probable token each time would give
 # the same name every time. There are other ways to choose (Part II has some),
 # so `sample` leaves it to a function, `choose`; `main` will use `draw` for it.
@@ -835,14 +835,14 @@ def train(adam, loss_at, rate_at, steps):
 
 # %%
 def draw(logits, temperature, rng):
-    """A token, drawn at random by the probabilities that its logits give it."""
+    """A token, drawn at random with the probabilities that the logits give."""
     highest = max(logits)
     ratios = [math.exp((logit - highest) / temperature) for logit in logits]
     return rng.choices(range(len(logits)), weights=ratios)[0]
 
 
 def sample(model, config, vocab, choose):
-    """A new document, of block_size characters at the most.
+    """A new document, of block_size characters at most.
 
     choose(logits): the next token; the logits are plain numbers.
     """
@@ -928,7 +928,7 @@ def main(path='input.txt', steps=1000, samples=20, temperature=0.5, seed=42):
 # | `n_embd` | 16 | 1,600 | 16,384 |
 # | heads per layer | 4 | 25 | 128 |
 # | positions | 16 | 1,024 | 131,072 |
-# | tokens | 27 characters | 50,257 pieces | 128,256 pieces |
+# | vocabulary | 27 characters | 50,257 pieces | 128,256 pieces |
 # | read in training | 1,000 names | 40 GB of web pages | 15 trillion tokens |
 #
 # - **Pieces of words.** Their tokens are frequent sequences of letters, found
