@@ -2,17 +2,20 @@
 
     python tests/benchmark.py [--data FILE] [--steps N]
 
-The textbook graph is the one that introductions build: a node for each binary operation, a
-recursive topological sort, and a plain training loop. It stands here as a class of its own,
-trains on the same documents from the same parameters, and has to arrive at the same losses.
-The two take turns, a few steps each; all times are medians.
+The textbook graph is the one that introductions build: a node for each binary
+operation, a recursive topological sort, and a plain training loop. It stands
+here as a class of its own, trains on the same documents from the same
+parameters, and has to arrive at the same losses. The two take turns, a few
+steps each; all times are medians.
 
-Python's collector of cyclic garbage walks through the textbook's large graphs again and
-again, and finds nothing. The program switches it off, the textbook does not;
-how much of the difference comes from that alone, a second run with it off on both sides tells.
+Python's collector of cyclic garbage walks through the textbook's large graphs
+again and again, and finds nothing. The program switches it off, the textbook
+does not; how much of the difference comes from that alone, a second run with it
+off on both sides tells.
 
-The floor is the bare arithmetic of a step, on one object per number as in a Value, but without
-any graph: the products and sums of all matrices, the gradients into each number, and Adam.
+The floor is the bare arithmetic of a step, on one object per number as in a
+Value, but without any graph: the products and sums of all matrices, the
+gradients into each number, and Adam.
 """
 
 import argparse
@@ -38,11 +41,11 @@ TURN = 5  # how many steps a side makes in its turn
 SIZES = {'default': microgpt.Config(), 'n_embd 32, n_layer 2': microgpt.Config(2, 32)}
 
 
-# ---- the textbook graph ------------------------------------------------------------------
+# ---- the textbook graph ------------------------------------------------------
 
 
 class Node:
-    """The textbook's value: one binary operation, the nodes it came from, and the slopes."""
+    """The textbook's value: one operation, the nodes it came from, the slopes."""
 
     def __init__(self, data, parents=(), slopes=()):
         self.data = data
@@ -59,7 +62,7 @@ class Node:
         return Node(self.data * other.data, (self, other), (other.data, self.data))
 
     def __pow__(self, n):
-        return Node(self.data ** n, (self,), (n * self.data ** (n - 1),))
+        return Node(self.data**n, (self,), (n * self.data ** (n - 1),))
 
     def exp(self):
         return Node(math.exp(self.data), (self,), (math.exp(self.data),))
@@ -77,7 +80,7 @@ class Node:
         return self + -other
 
     def __truediv__(self, other):
-        return self * other ** -1
+        return self * other**-1
 
     __radd__ = __add__
     __rmul__ = __mul__
@@ -125,7 +128,9 @@ class Textbook:
             name: [[Node(value.data) for value in row] for row in matrix]
             for name, matrix in microgpt.tensors(start.model).items()
         }
-        self.params = [node for matrix in self.model.values() for row in matrix for node in row]
+        self.params = [
+            node for matrix in self.model.values() for row in matrix for node in row
+        ]
         self.m = [0.0] * len(self.params)
         self.v = [0.0] * len(self.params)
 
@@ -138,9 +143,11 @@ class Textbook:
         mixed = []
         for first in range(0, config.n_embd, size):
             part = range(first, first + size)
-            scores = [sum(query[j] * key[j] for j in part) / size ** 0.5 for key in keys]
+            scores = [sum(query[j] * key[j] for j in part) / size**0.5 for key in keys]
             weights = textbook_softmax(scores)
-            mixed += [sum(w * value[j] for w, value in zip(weights, values)) for j in part]
+            mixed += [
+                sum(w * value[j] for w, value in zip(weights, values)) for j in part
+            ]
         return times(self.model[f'{layer}.attn_wo'], mixed)
 
     def logits(self, token, position, cache):
@@ -151,7 +158,9 @@ class Textbook:
             layer = f'layer{i}'
             note = self.attention(textbook_norm(x), layer, keys, values)
             x = [a + b for a, b in zip(x, note)]
-            hidden = [h.relu() for h in times(model[f'{layer}.mlp_fc1'], textbook_norm(x))]
+            hidden = [
+                h.relu() for h in times(model[f'{layer}.mlp_fc1'], textbook_norm(x))
+            ]
             x = [a + b for a, b in zip(x, times(model[f'{layer}.mlp_fc2'], hidden))]
         return times(model['lm_head'], x)
 
@@ -174,10 +183,10 @@ class Textbook:
             rate, n = 0.01 * (1 - step / 1000), step + 1
             for i, p in enumerate(self.params):
                 self.m[i] = 0.85 * self.m[i] + 0.15 * p.grad
-                self.v[i] = 0.99 * self.v[i] + 0.01 * p.grad ** 2
-                m_hat = self.m[i] / (1 - 0.85 ** n)
-                v_hat = self.v[i] / (1 - 0.99 ** n)
-                p.data -= rate * m_hat / (v_hat ** 0.5 + 1e-8)
+                self.v[i] = 0.99 * self.v[i] + 0.01 * p.grad**2
+                m_hat = self.m[i] / (1 - 0.85**n)
+                v_hat = self.v[i] / (1 - 0.99**n)
+                p.data -= rate * m_hat / (v_hat**0.5 + 1e-8)
                 p.grad = 0.0
             yield loss.data
 
@@ -195,13 +204,13 @@ class Textbook:
         return tokens
 
 
-# ---- what is measured --------------------------------------------------------------------
+# ---- what is measured --------------------------------------------------------
 
 
 class Start:
     """Documents and fresh parameters, the same for every side."""
 
-    def __init__(self, data, config=microgpt.Config()):
+    def __init__(self, data, config=SIZES['default']):
         rng = random.Random(42)
         self.docs = microgpt.load_docs(data)
         self.config = config
@@ -223,7 +232,7 @@ class Start:
             return 0.01 * (1 - step / 1000)
 
         adam = microgpt.Adam(self.params)
-        for _, loss in microgpt.train(adam, loss_at, rate_at, 10 ** 9):
+        for _, loss in microgpt.train(adam, loss_at, rate_at, 10**9):
             yield loss
 
     def sample(self, rng):
@@ -328,9 +337,13 @@ def against_the_textbook(data, rounds):
     sampled = sampling(data)
     multiple, bare = floor(data, rounds)
     return {
-        'ms_per_step': {side: round(1000 * seconds, 2) for side, seconds in step.items()},
+        'ms_per_step': {
+            side: round(1000 * seconds, 2) for side, seconds in step.items()
+        },
         'training_ratio': round(step['textbook'] / step['microgpt'], 1),
-        'training_ratio_without_collector': round(quiet['textbook'] / quiet['microgpt'], 1),
+        'training_ratio_without_collector': round(
+            quiet['textbook'] / quiet['microgpt'], 1
+        ),
         'ms_of_bare_arithmetic': round(bare, 2),
         'step_as_multiple_of_bare_arithmetic': round(multiple, 2),
         'tokens_per_second_sampled': {side: round(n) for side, n in sampled.items()},
@@ -339,7 +352,7 @@ def against_the_textbook(data, rounds):
 
 
 def growth(data):
-    """Nanoseconds of a step per parameter and token, at the default size and a larger one."""
+    """Nanoseconds of a step per parameter and token, for two sizes."""
     found = {}
     for name, config in SIZES.items():
         start = Start(data, config)
@@ -348,28 +361,46 @@ def growth(data):
         steps = start.training()
         for step in range(40):
             seconds, _ = timed(next, steps)
-            runs.append(1e9 * seconds / len(start.params) / (len(start.tokens(step)) - 1))
+            runs.append(
+                1e9 * seconds / len(start.params) / (len(start.tokens(step)) - 1)
+            )
         gc.enable()
         found[name] = round(statistics.median(runs))
     return found
 
 
-# ---- whole programs ----------------------------------------------------------------------
+# ---- whole programs ----------------------------------------------------------
 
 
 def program_seconds(data, *options):
-    """By the clock, from start to end: the program with these options, without names."""
-    command = [sys.executable, str(ROOT / 'microgpt.py'), '--data', str(data), '--samples', '0']
+    """By the clock, from start to end: the program with these options."""
+    command = [
+        sys.executable,
+        str(ROOT / 'microgpt.py'),
+        '--data',
+        str(data),
+        '--samples',
+        '0',
+    ]
     began = time.perf_counter()
-    subprocess.run([*command, *map(str, options)], check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [*command, *map(str, options)], check=True, stderr=subprocess.DEVNULL
+    )
     return time.perf_counter() - began
 
 
 def workers(data):
-    """How much faster 16 documents a step are with two workers than with one, by size."""
+    """How much faster a batch of 16 is with two workers than with one, by size."""
     found = {}
     for name, config in SIZES.items():
-        sizes = ['--n-layer', config.n_layer, '--n-embd', config.n_embd, '--batch-size', 16]
+        sizes = [
+            '--n-layer',
+            config.n_layer,
+            '--n-embd',
+            config.n_embd,
+            '--batch-size',
+            16,
+        ]
         seconds = {}
         for count in (1, 2):
             options = [*sizes, '--val-fraction', 0, '--workers', count]
@@ -408,13 +439,22 @@ def memory(data):
     ]
     found = {}
     for job, n in jobs:
-        command = [sys.executable, __file__, '--data', data, '--peak', job, '--steps', str(n)]
+        command = [
+            sys.executable,
+            __file__,
+            '--data',
+            data,
+            '--peak',
+            job,
+            '--steps',
+            str(n),
+        ]
         result = subprocess.run(command, stdout=subprocess.PIPE, check=True)
         found[f'{n} {job}'] = round(float(result.stdout), 1)
     return found
 
 
-# ---- for comparing languages -------------------------------------------------------------
+# ---- for comparing languages -------------------------------------------------
 
 
 def median_ms(function, times=7):

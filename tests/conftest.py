@@ -1,4 +1,4 @@
-"""What all tests share: the module, a run as Part I makes it, and the program as users run it."""
+"""What all tests share: the module, a run as in Part I, and the program."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ def part_1():
 
 
 class Run:
-    """A model in training as Part I makes it, with documents and sizes of a reference run."""
+    """A model in training as in Part I, with what a reference run has."""
 
     def __init__(self, name, config=None, docs=None):
         figures = TESTS / 'reference' / f'{name}.json'
@@ -74,7 +74,11 @@ def start(*args, **options):
     """The started process of `python microgpt.py` with these arguments."""
     command = [sys.executable, str(SCRIPT), *map(str, args)]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8', **options
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding='utf-8',
+        **options,
     )
 
 
@@ -95,7 +99,7 @@ def paused(process):
 
 
 def refused(result, *words, status=2):
-    """Assert that a process ended with one clear line, these words in it, and no names."""
+    """Assert that a process ended with one clear line, with these words in it."""
     assert result.returncode == status, result.stderr
     assert 'Traceback' not in result.stderr
     assert result.stdout == ''

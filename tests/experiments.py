@@ -1,12 +1,13 @@
-"""What the model is worth, and what each part of it is for; prints two tables in Markdown.
+"""What the model is worth, and what each part is for; prints two tables.
 
     python tests/experiments.py [--data FILE]
 
-The first table compares the loss on held-out names with that of counting. The second takes
-one part of the model away at a time, or puts a simpler one in its place: always by changing
-a line or two in the text of Part I, so that you can do the same in the file. What took 1,000
-steps is the mean of three seeds, with the lowest and the highest behind it in the second table;
-the long runs have one seed, for time. It takes some minutes.
+The first table compares the loss on held-out names with that of counting. The
+second takes one part of the model away at a time, or puts a simpler one in its
+place: always by changing a line or two in the text of Part I, so that you can
+do the same in the file. What took 1,000 steps is the mean of three seeds, with
+the lowest and the highest behind it in the second table; the long runs have one
+seed, for time. It takes some minutes.
 """
 
 import argparse
@@ -35,21 +36,23 @@ def load(path):
     return data.train, data.held_out[:500], data.vocab
 
 
-# ---- counting ----------------------------------------------------------------------------
+# ---- counting ----------------------------------------------------------------
 
 
 class Counts:
     """Predicts a character from the few before it, by how often it followed them.
 
-    Rare contexts say little, so each count is filled up with what the next shorter context
-    predicts, as if that had been seen `strength` times more.
+    Rare contexts say little, so each count is filled up with what the next
+    shorter context predicts, as if that had been seen `strength` times more.
     """
 
     def __init__(self, docs, vocab, length, strength):
         self.vocab = vocab
         self.length = length
         self.strength = strength
-        self.tables = [collections.defaultdict(collections.Counter) for _ in range(length + 1)]
+        self.tables = [
+            collections.defaultdict(collections.Counter) for _ in range(length + 1)
+        ]
         for doc in docs:
             text = BOS * length + doc + BOS
             for place in range(length, len(text)):
@@ -83,7 +86,7 @@ def counted(train, held_out, vocab, length):
     return Counts(train, vocab, length, best).loss(held_out)
 
 
-# ---- the model, whole and in parts -------------------------------------------------------
+# ---- the model, whole and in parts -------------------------------------------
 
 
 WHOLE = 'the whole model'
@@ -95,7 +98,10 @@ PARTS = {  # what stands in Part I, and what to put there: try it in the file
     'without attention': [(f'x = add(x, {ATTENTION})', 'pass')],
     'without the MLP': [(f'x = add(x, {MLP})', 'pass')],
     'without relu': [('strength.relu() for', 'strength for')],
-    'without residual additions': [(f'add(x, {ATTENTION})', ATTENTION), (f'add(x, {MLP})', MLP)],
+    'without residual additions': [
+        (f'add(x, {ATTENTION})', ATTENTION),
+        (f'add(x, {MLP})', MLP),
+    ],
     'without norms': [('return [x_i * scale for x_i in x]', 'return x')],
     'without positions': [("model['wpe'][position]", "model['wpe'][0]")],
     'with one head': [('n_head: int = 4', 'n_head: int = 1')],
@@ -133,7 +139,8 @@ def trained_loss(job):
         return rate * (1 - step / steps)
 
     try:
-        for _ in variant.train(variant.Adam(variant.parameters(model)), loss_at, rate_at, steps):
+        adam = variant.Adam(variant.parameters(model))
+        for _ in variant.train(adam, loss_at, rate_at, steps):
             pass
         nats = predictions = 0
         for doc in held_out:
@@ -170,7 +177,12 @@ def main():
 
     print('| predicted by | loss on held-out names |\n|---|---|')
     print(f'| guessing evenly | {math.log(len(vocab)):.2f} |')
-    names = ('letter frequencies', 'counted pairs', 'counted triples', 'counted quadruples')
+    names = (
+        'letter frequencies',
+        'counted pairs',
+        'counted triples',
+        'counted quadruples',
+    )
     for length, name in enumerate(names):
         print(f'| {name} | {counted(train, held_out, vocab, length):.2f} |', flush=True)
     best = min(zip(tried.get(), RATES))[1]

@@ -12,7 +12,7 @@ from conftest import SMALL, UNICODE, Run, part_1, run
 import microgpt
 from microgpt import Config, Value
 
-# ---- the reference -----------------------------------------------------------------------
+# ---- the reference -----------------------------------------------------------
 
 
 @pytest.mark.parametrize('name', ['small', 'unicode'])
@@ -20,14 +20,20 @@ def test_parameters_gradients_losses_and_names_are_those_of_the_reference(name):
     run = Run(name)
     reference = run.reference
     params = run.adam.params
-    assert run.docs[:5] == reference['first_docs'] and len(run.docs) == reference['num_docs']
-    assert (len(run.vocab), len(params)) == (reference['vocab_size'], reference['num_params'])
+    assert (
+        run.docs[:5] == reference['first_docs']
+        and len(run.docs) == reference['num_docs']
+    )
+    assert (len(run.vocab), len(params)) == (
+        reference['vocab_size'],
+        reference['num_params'],
+    )
     for i, number in reference['initial_params'].items():
         assert params[int(i)].data == pytest.approx(number, rel=1e-12)
     run.loss_at(0).backward()
     for i, number in reference['first_step_gradients'].items():
         assert params[int(i)].grad == pytest.approx(number, rel=1e-12)
-    norm = math.sqrt(sum(p.grad ** 2 for p in params))
+    norm = math.sqrt(sum(p.grad**2 for p in params))
     assert norm == pytest.approx(reference['first_step_gradient_norm'], rel=1e-12)
     losses = run.train(run.settings['num_steps'])
     assert losses == pytest.approx(reference['losses'], rel=1e-9)
@@ -40,13 +46,15 @@ def test_parameters_gradients_losses_and_names_are_those_of_the_reference(name):
 
 
 def test_the_program_prints_the_names_of_the_reference():
-    options = '--steps 60 --seed 7 --learning-rate 0.02 --n-layer 2 --n-embd 12 --n-head 3'
+    options = (
+        '--steps 60 --seed 7 --learning-rate 0.02 --n-layer 2 --n-embd 12 --n-head 3'
+    )
     options += ' --block-size 6 --temperature 0.8 --val-fraction 0'
     result = run(*options.split(), '--data', UNICODE)
     assert result.stdout.splitlines() == Run('unicode').reference['samples']
 
 
-# ---- Part I alone ------------------------------------------------------------------------
+# ---- Part I alone ------------------------------------------------------------
 
 
 def test_part_1_alone_trains_and_writes_the_names_of_the_reference(capsys):
@@ -90,7 +98,9 @@ def test_main_uses_every_function_and_every_statement_of_part_1():
                 assert statement.lineno in executed, (function.name, statement.lineno)
 
 
-def test_what_a_reader_changes_in_part_1_the_program_does(tmp_path, monkeypatch, capsys):
+def test_what_a_reader_changes_in_part_1_the_program_does(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(microgpt, 'mlp', lambda x, layer: [x_i * 0 for x_i in x])
     assert microgpt.cli(['--data', str(SMALL), '--steps', '2', '--samples', '1']) == 0
     changed = capsys.readouterr().err
@@ -99,11 +109,11 @@ def test_what_a_reader_changes_in_part_1_the_program_does(tmp_path, monkeypatch,
     assert 'step 2 / 2 | loss 3.' in changed and changed != capsys.readouterr().err
 
 
-# ---- Value -------------------------------------------------------------------------------
+# ---- Value -------------------------------------------------------------------
 
 
 def slope(function, numbers, i):
-    """The derivative of a function with respect to its i-th argument, by differences."""
+    """The derivative with respect to the i-th argument, by differences."""
     step = 1e-6 * max(1.0, abs(numbers[i]))
     ends = []
     for sign in (1, -1):
@@ -134,8 +144,14 @@ OPERATIONS = {
     'log': (lambda a, b: a.log(), lambda a, b: math.log(a)),
     'relu above 0': (lambda a, b: (a - b).relu(), lambda a, b: a - b),
     'relu below 0': (lambda a, b: (b - a).relu(), lambda a, b: 0),
-    'dot': (lambda a, b: microgpt.dot([a, b, a], [b, b, a]), lambda a, b: a*b + b*b + a*a),
-    'dot with itself': (lambda a, b: microgpt.dot([a, b], [a, b]), lambda a, b: a*a + b*b),
+    'dot': (
+        lambda a, b: microgpt.dot([a, b, a], [b, b, a]),
+        lambda a, b: a * b + b * b + a * a,
+    ),
+    'dot with itself': (
+        lambda a, b: microgpt.dot([a, b], [a, b]),
+        lambda a, b: a * a + b * b,
+    ),
     'total': (lambda a, b: microgpt.total([a, b, a]), lambda a, b: 2 * a + b),
     'softmax': (
         lambda a, b: microgpt.softmax([a, b])[1],
@@ -185,11 +201,15 @@ def test_random_expressions_with_shared_parts_have_right_gradients(seed):
     values = [Value(number) for number in numbers]
     expression(*values).backward()
     for i, value in enumerate(values):
-        assert value.grad == pytest.approx(slope(expression, numbers, i), rel=1e-5, abs=1e-6)
+        assert value.grad == pytest.approx(
+            slope(expression, numbers, i), rel=1e-5, abs=1e-6
+        )
 
 
 def test_the_loss_of_the_model_has_right_gradients_in_every_matrix():
-    run = Run('small', Config(n_layer=2, n_embd=6, n_head=2, block_size=5), ['abcab', 'bcd'])
+    run = Run(
+        'small', Config(n_layer=2, n_embd=6, n_head=2, block_size=5), ['abcab', 'bcd']
+    )
     rng = random.Random(1)
     run.loss_at(0).backward()
     for name, matrix in microgpt.tensors(run.model).items():
@@ -270,7 +290,7 @@ def test_a_value_shows_its_number_and_its_gradient():
     assert repr(Value(0.5)) == 'Value(data=0.5, grad=0.0)'
 
 
-# ---- the model ---------------------------------------------------------------------------
+# ---- the model ---------------------------------------------------------------
 
 
 def test_softmax_survives_large_scores():

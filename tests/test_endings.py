@@ -1,6 +1,7 @@
-"""Whatever ends a run: the model is saved, the exit status says why, and nothing is left behind.
+"""Whatever ends a run: the model is saved, and the exit status says why.
 
-By real signals to real processes; on Windows, which has no such signals, all are skipped.
+By real signals to real processes; on Windows, which has no such signals, all
+are skipped.
 """
 
 import os
@@ -29,7 +30,7 @@ def end(process):
     return stdout, stderr
 
 
-# ---- signals -----------------------------------------------------------------------------
+# ---- signals -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,9 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_the_old_checkpoint(checkpoint)
     process.send_signal(signal.SIGINT)
     end(process)
     assert process.returncode == 130 and time.monotonic() - began < 5
-    assert checkpoint.read_bytes() == before or load_checkpoint(checkpoint).adam.step == 12
+    assert (
+        checkpoint.read_bytes() == before or load_checkpoint(checkpoint).adam.step == 12
+    )
 
 
 def test_only_ctrl_c_after_another_signal_interrupts_at_once():
@@ -138,7 +141,7 @@ def test_an_ignored_ctrl_c_stays_ignored(tmp_path):
 
 
 def test_ctrl_c_while_sampling_ends_with_a_line():
-    process = start(*TINY, '--samples', 10 ** 6)
+    process = start(*TINY, '--samples', 10**6)
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
     _, stderr = end(process)
@@ -163,7 +166,7 @@ def test_kill_9_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
     assert step > 0
 
 
-# ---- memory ------------------------------------------------------------------------------
+# ---- memory ------------------------------------------------------------------
 
 
 def test_memory_that_runs_out_in_training_does_not_lose_the_model(tmp_path):
@@ -180,16 +183,18 @@ def test_memory_that_runs_out_in_training_does_not_lose_the_model(tmp_path):
         'sys.exit(microgpt.cli())\n'
     )
     command = [sys.executable, script, SCRIPT.parent, *TINY, '--save', path]
-    result = subprocess.run(list(map(str, command)), capture_output=True, encoding='utf-8')
+    result = subprocess.run(
+        list(map(str, command)), capture_output=True, encoding='utf-8'
+    )
     refused(result, 'out of memory', status=1)
     assert load_checkpoint(path).adam.step == 3
 
 
-# ---- workers -----------------------------------------------------------------------------
+# ---- workers -----------------------------------------------------------------
 
 
 def stat(pid):
-    """The fields of /proc/PID/stat from the state on; those of a zombie if it has ended."""
+    """The fields of /proc/PID/stat from the state on; a zombie's if it has ended."""
     try:
         with open(f'/proc/{pid}/stat') as file:
             return file.read().rsplit(')', 1)[1].split()
@@ -220,7 +225,9 @@ def assert_gone(pids):
 @pytest.mark.parametrize('victim', ['worker', 'parent'])
 def test_a_killed_process_ends_all_and_the_model_is_saved(victim, tmp_path):
     path = tmp_path / 'model'
-    saving = ['--save', path] if victim == 'worker' else ['--save', path, '--save-every', 1]
+    saving = (
+        ['--save', path] if victim == 'worker' else ['--save', path, '--save-every', 1]
+    )
     process = start(*BATCH, *saving)
     wait_for(process, 'step    100')
     pids = workers_of(process)
@@ -234,7 +241,7 @@ def test_a_killed_process_ends_all_and_the_model_is_saved(victim, tmp_path):
     assert load_checkpoint(path).adam.step >= 99  # the line comes before the save
 
 
-# ---- output ------------------------------------------------------------------------------
+# ---- output ------------------------------------------------------------------
 
 
 def test_training_goes_on_when_nobody_reads_stderr(tmp_path):
@@ -245,7 +252,7 @@ def test_training_goes_on_when_nobody_reads_stderr(tmp_path):
 
 
 def test_a_pipe_that_is_closed_early_is_no_error():
-    process = start(*TINY, '--samples', 10 ** 6)
+    process = start(*TINY, '--samples', 10**6)
     process.stdout.readline()
     process.stdout.close()
     stderr = process.stderr.read()
@@ -261,6 +268,10 @@ def test_a_closed_stdout_is_told():
 def test_a_full_stdout_is_told(tmp_path):
     command = [sys.executable, str(SCRIPT), *TINY, '--save', str(tmp_path / 'model')]
     with open('/dev/full', 'w') as full:
-        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, encoding='utf-8')
-    assert result.returncode == 2 and result.stderr.endswith('No space left on device\n')
+        result = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, encoding='utf-8'
+        )
+    assert result.returncode == 2 and result.stderr.endswith(
+        'No space left on device\n'
+    )
     assert (tmp_path / 'model').exists()

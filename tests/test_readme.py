@@ -22,7 +22,9 @@ def blocks(language):
 def test_the_run_that_it_shows_is_that_of_the_first_command(tmp_path):
     shown, inspected = blocks('text')
     result = run('--inspect', 'emma', cwd=tmp_path)
-    printed = re.sub(r'\| [\d.]+ steps/s.*', '', result.stderr + result.stdout).splitlines()
+    printed = re.sub(
+        r'\| [\d.]+ steps/s.*', '', result.stderr + result.stdout
+    ).splitlines()
     for line in shown.splitlines() + inspected.splitlines():
         line = re.sub(r'\| [\d.]+ steps/s.*', '', line)
         assert line == '...' or line in printed
@@ -36,7 +38,9 @@ def test_the_notebook_examples_run_in_the_order_in_which_they_stand(tmp_path):
     (tmp_path / 'input.txt').write_bytes(SCRIPT.with_name('input.txt').read_bytes())
     (tmp_path / 'microgpt.py').write_bytes(SCRIPT.read_bytes())
     command = [sys.executable, '-c', '\n'.join(blocks('python'))]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding='utf-8')
+    result = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, encoding='utf-8'
+    )
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0] == 'Value(data=2.0, grad=4.0) Value(data=3.0, grad=2.0)'
@@ -44,15 +48,25 @@ def test_the_notebook_examples_run_in_the_order_in_which_they_stand(tmp_path):
 
 
 def test_every_option_in_its_recipes_exists():
-    known = {flag for action in microgpt.option_parser()._actions for flag in action.option_strings}
-    used = set(re.findall(r'(?<![\w-])--[a-z][a-z-]+', TEXT.replace('--quiet', '').replace('--to', '')))
+    known = {
+        flag
+        for action in microgpt.option_parser()._actions
+        for flag in action.option_strings
+    }
+    used = set(
+        re.findall(
+            r'(?<![\w-])--[a-z][a-z-]+', TEXT.replace('--quiet', '').replace('--to', '')
+        )
+    )
     assert used <= known
 
 
 def test_its_table_of_options_is_that_of_the_program():
     rows = re.findall(r'(?m)^\| `(--[a-z-]+)[^`]*` \| (.*?) \|$', TEXT)
     actions = [a for a in microgpt.option_parser()._actions if a.dest != 'help']
-    helps = [action.help.split(' (default: ')[0] for action in actions]  # 3.9 adds these words
+    helps = [
+        action.help.split(' (default: ')[0] for action in actions
+    ]  # 3.9 adds these words
     flags = [action.option_strings[0] for action in actions]
     assert rows == list(zip(flags, helps))
 
@@ -60,7 +74,11 @@ def test_its_table_of_options_is_that_of_the_program():
 def test_its_map_leads_to_every_chapter():
     links = re.findall(r'\[(\d+ [^\]]+)\]\(microgpt\.py#L(\d+)\)', TEXT)
     lines = SCRIPT.read_text('utf-8').splitlines()
-    chapters = [line[5:].replace('. ', ' ', 1) for line in lines if re.match(r'# ## \d+\.', line)]
+    chapters = [
+        line[5:].replace('. ', ' ', 1)
+        for line in lines
+        if re.match(r'# ## \d+\.', line)
+    ]
     assert [title for title, _ in links] == chapters
     for title, number in links:
         assert lines[int(number) - 1] == '# ## ' + title.replace(' ', '. ', 1)

@@ -79,7 +79,9 @@ def test_every_name_begins_with_the_prompt():
 def test_a_prompt_is_compared_in_its_normal_form():
     decomposed = run('--data', UNICODE, *SIZES, '--steps', 0, '--prompt', 'e\u0301')
     composed = run('--data', UNICODE, *SIZES, '--steps', 0, '--prompt', '\u00e9')
-    assert decomposed.stdout == composed.stdout and decomposed.stdout.startswith('\u00e9')
+    assert decomposed.stdout == composed.stdout and decomposed.stdout.startswith(
+        '\u00e9'
+    )
 
 
 def test_filters_hold_for_every_name():
@@ -109,7 +111,10 @@ def test_where_names_run_out_a_line_says_how_many_are_missing_and_why(tmp_path):
     data.write_text('a\n')
     result = run('--data', data, '--steps', 0, '--block-size', 1, '--unique')
     assert sorted(result.stdout.split('\n')) == ['', '', 'a']
-    assert '18 names are missing, for too many were refused: 1998 by --unique' in result.stderr
+    assert (
+        '18 names are missing, for too many were refused: 1998 by --unique'
+        in result.stderr
+    )
 
 
 def test_the_share_of_new_names_is_told(tmp_path):
