@@ -868,14 +868,14 @@ def sample(model, config, vocab, choose):
 # seconds it prints:
 #
 # ```text
-# step    1 / 1000 | loss 3.4897
-# step  100 / 1000 | loss 3.1233
+# step    1 / 1000 | loss 3.2411
+# step  100 / 1000 | loss 2.6878
 # ...
-# step 1000 / 1000 | loss 2.6060
-# mabin
-# alena
-# siama
-# marima
+# step 1000 / 1000 | loss 3.4287
+# lahiso
+# emai
+# sehan
+# marin
 # ...
 # ```
 #
