@@ -393,24 +393,17 @@ def workers(data):
     """How much faster a batch of 16 is with two workers than with one, by size."""
     found = {}
     for name, config in SIZES.items():
-        sizes = [
-            '--n-layer',
-            config.n_layer,
-            '--n-embd',
-            config.n_embd,
-            '--batch-size',
-            16,
-        ]
-        seconds = {}
-        for count in (1, 2):
-            options = [*sizes, '--val-fraction', 0, '--workers', count]
-            per_step = []
-            for _ in range(3):
+        sizes = ['--n-layer', config.n_layer, '--n-embd', config.n_embd]
+        job = [*sizes, '--batch-size', 16, '--val-fraction', 0]
+        seconds = {1: [], 2: []}
+        for _ in range(3):
+            for count in seconds:
+                options = [*job, '--workers', count]
                 short = program_seconds(data, *options, '--steps', 5)
                 long = program_seconds(data, *options, '--steps', 25)
-                per_step.append(long - short)
-            seconds[count] = statistics.median(per_step)
-        found[name] = round(seconds[1] / seconds[2], 2)
+                seconds[count].append(long - short)
+        one, two = map(statistics.median, seconds.values())
+        found[name] = round(one / two, 2)
     return found
 
 
