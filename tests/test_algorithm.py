@@ -293,6 +293,11 @@ def test_a_value_shows_its_number_and_its_gradient():
 # ---- the model ---------------------------------------------------------------
 
 
+def test_heads_that_cannot_have_equal_parts_are_an_error():
+    with pytest.raises(AssertionError, match='equal length'):
+        microgpt.new_model(microgpt.Config(n_head=3), 27, random.Random(1))
+
+
 def test_softmax_survives_large_scores():
     probabilities = microgpt.softmax([Value(x) for x in (1000.0, 999.0, -5000.0)])
     assert sum(p.data for p in probabilities) == pytest.approx(1)
