@@ -20,14 +20,14 @@ a probability for every possible next letter.
 **The training.** The *loss* says how surprised the model was by the letters
 that really came. For every parameter, calculus tells how fast the loss grows
 when this parameter grows: its *gradient*. We move every parameter a little in
-the direction that lowers the loss of one name, go on to the next name, and do
-so a thousand times.
+the direction that lowers the loss, go on to the next name, and do so a thousand
+times.
 
 Part I is the complete algorithm. It follows Andrej Karpathy's microgpt (2026):
-it makes up the same names, with the same losses up to rounding. Part II makes a
-comfortable tool of it. Some constants are marked *taste*: with other values
-near them the program still works, and learns a little better or worse. All
-others belong to a formula.
+on the same data it makes up the same names, with the same losses up to
+rounding. Part II makes a comfortable tool of it. Some constants are marked
+*taste*: with other values near them the program still works, and learns a
+little better or worse. Nearly all others belong to a formula.
 """
 
 # %% [markdown]
@@ -39,7 +39,7 @@ others belong to a formula.
 # `input.txt`, which lies beside this program and has several thousand names, in
 # alphabetical order. Training will read a thousand of them in random order. If
 # it took the first thousand, the model would learn that all names begin with
-# "a".
+# "a" or "b".
 #
 # All randomness comes from one generator, `rng`. It starts from a number that
 # we choose, the *seed*: with the same seed, a run gives the same names.
@@ -104,10 +104,10 @@ def encode(doc, vocab):
 # when this parameter grows? The answer is the derivative of the loss with
 # respect to the parameter, its *gradient*.
 #
-# To find it, every number of our computation is a `Value`. A Value remembers
-# the Values it was computed from, its *inputs*, and one *slope* for each of
-# them: how fast the result grows when this input grows. The slopes of single
-# steps are known from school:
+# To find it, we compute with Values. A `Value` remembers the Values it was
+# computed from, its *inputs*, and one *slope* for each of them: how fast the
+# result grows when this input grows. The slopes of single steps are known from
+# school:
 #
 # ```text
 # result          slope of a              slope of b
@@ -391,7 +391,7 @@ def rmsnorm(x):
 #
 # Then every *layer* adds two notes to the notepad: *attention* fetches
 # something from the positions read so far, its own included, and the *MLP*
-# (explained below) thinks over what is on the notepad. Our model has one layer,
+# (explained below) thinks over what is on the notepad. Our model has one layer;
 # larger ones have many. Last comes `lm_head`, the *language model head*. It has
 # a row for each token, and the dot product of x with this row is the logit of
 # the token.
@@ -418,9 +418,8 @@ def gpt(model, token, position, cache):
 # %% [markdown]
 # Why is a note *added* to the notepad, and not put in its place? In a sum,
 # every term has slope 1. So gradients come back through all layers at full
-# strength. If they came only through the weights, which start small, each layer
-# would weaken them. And a layer that has not yet learnt anything erases
-# nothing. (This is called a *residual* connection.)
+# strength. And a layer that has not yet learnt anything erases nothing. (This
+# is called a *residual* connection.)
 #
 # ### Attention: fetching from earlier positions
 #
@@ -430,7 +429,7 @@ def gpt(model, token, position, cache):
 # What these are is not fixed: training finds out what to look for. (This value
 # is a list of our Values; both words are usual.)
 #
-# How well does a query fit a key? Their dot product says it: it is large if
+# How well does a query fit a key? Their dot product tells us: it is large if
 # both lists are large in the same places. Divided by the square root of their
 # length (we come to the reason), it is the score of the position that the key
 # belongs to. Softmax makes *attention weights* of the scores. (These weights
@@ -478,7 +477,7 @@ def attention_weights(query, keys):
 # ```
 #
 # The keys and values of this position are kept in a *cache*, because later
-# positions will look at them. This is how positions see each other. The query
+# positions will look at them. This is how positions see earlier ones. The query
 # is not kept: only its own position uses it. And no position can see the
 # future: the keys and values of later positions are not in the cache yet.
 #
@@ -604,12 +603,12 @@ def mlp(x, layer):
 #
 # *Word*: the names come from models whose tokens are pieces of words. *Fully
 # connected*: each sum has all inputs. (That is true of the attention matrices
-# as well, but only those of the MLP are called so.) Together they have 4,192
-# numbers, all drawn at random. Training will give them a meaning: one number of
-# the embeddings may come to mean "vowel".
+# as well, but only those of the MLP are called so.) All matrices together have
+# 4,192 numbers, drawn at random. Training will give them a meaning: one number
+# of the embeddings may come to mean "vowel".
 #
 # They are drawn from a normal distribution with mean 0 and standard deviation
-# 0.08 (taste): about two of three are between -0.08 and 0.08. Why so small?
+# 0.08 (taste): about two in three are between -0.08 and 0.08. Why so small?
 # Large weights make large sums, which would be strong opinions, and the first
 # ones can only be wrong.
 #
@@ -623,17 +622,17 @@ def mlp(x, layer):
 # norms the sum when the notepad begins: beside numbers of size 1, the first
 # notes are small.
 #
-# In training the notes grow, but not much. In the run of chapter 12, the size
-# of the finished notepad was between 1.1 and 1.4, averaged over some 70 names
-# at a time. So `lm_head` can read it as it is. GPTs with many layers, and so
-# with many notes, norm it once more before `lm_head`.
+# In training the notes grow, the notepad not much. In the run of chapter 12,
+# the size of the finished notepad was between 1.1 and 1.4, averaged over some
+# 70 names at a time. So `lm_head` can read it as it is. GPTs with many layers,
+# and so with many notes, norm it once more before `lm_head`.
 #
 # Why at random? Suppose all parameters were equal. Then the numbers of each
 # query would be equal, and those of each key, value and note. Nothing could
 # tell them apart, so the weights that make them would be corrected alike, and
 # these numbers would stay equal for ever. So would the 16 numbers of an
-# embedding. Even if two letters got different numbers, rmsnorm would make the
-# same list of both.
+# embedding. Even if two letters got different numbers, rmsnorm would leave only
+# the sign.
 
 # %%
 def new_model(config, vocab_size, rng):
@@ -687,8 +686,8 @@ def parameters(model):
 # near 3.3.
 #
 # Why the logarithm? The probability that the model writes a whole name is the
-# *product* of the probabilities of its letters, and the logarithm makes a *sum*
-# of it, to which every letter adds its own surprise. So the lower the losses,
+# *product* of the probabilities of its tokens, and the logarithm makes a *sum*
+# of it, to which every token adds its own surprise. So the lower the losses,
 # the more probable are the real names. We take the mean over a name, so that a
 # long name does not count more than a short one. (The unit is the *nat*; with
 # the logarithm to base 2 it would be the bit.)
