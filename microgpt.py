@@ -1928,6 +1928,7 @@ class Progress:
         return f'{speed:.3g} steps/s | {left} left'
 
     def line(self, step, loss, now):
+        """The line of a step, where lines follow each other."""
         return (
             f'step {step:{len(str(self.steps))}} / {self.steps} | loss {loss:.4f} | '
             f'mean {self.mean_loss():.4f} | {self.speed(step, now)}'
@@ -1950,6 +1951,7 @@ class Progress:
         return draw(logits, 0.5, self.rng)
 
     def end(self):
+        """Leave the line that was rewritten."""
         if self.screen.moves and self.recent:
             show('')
 

@@ -59,6 +59,10 @@ class Counts:
                 for n, table in enumerate(self.tables):
                     table[text[place - n : place]][text[place]] += 1
 
+    def size(self):
+        """How many different counts the tables hold, those of shorter contexts too."""
+        return sum(len(seen) for table in self.tables for seen in table.values())
+
     def probability(self, before, char):
         p = 1 / len(self.vocab)
         for n, table in enumerate(self.tables):
@@ -78,12 +82,16 @@ class Counts:
 
 
 def counted(train, held_out, vocab, length):
-    """The held-out loss of counting, with the strength that suits names put aside."""
+    """The held-out loss of counting, with the strength that suits names put aside.
+
+    Second, how many counts it takes.
+    """
     known, aside = train[: len(train) * 9 // 10], train[len(train) * 9 // 10 :]
     strengths = (0.1, 0.3, 1, 2, 4, 8, 16, 32)
     losses = {s: Counts(known, vocab, length, s).loss(aside) for s in strengths}
     best = min(losses, key=losses.get)
-    return Counts(train, vocab, length, best).loss(held_out)
+    counts = Counts(train, vocab, length, best)
+    return counts.loss(held_out), counts.size()
 
 
 # ---- the model, whole and in parts -------------------------------------------
@@ -184,7 +192,8 @@ def main():
         'counted quadruples',
     )
     for length, name in enumerate(names):
-        print(f'| {name} | {counted(train, held_out, vocab, length):.2f} |', flush=True)
+        loss, size = counted(train, held_out, vocab, length)
+        print(f'| {name} ({size:,} counts) | {loss:.2f} |', flush=True)
     best = min(zip(tried.get(), RATES))[1]
     others[DESCENT] = start(DESCENT, rates=[best])
     found = {part: losses.get() for part, losses in others.items()}
