@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -44,22 +45,25 @@ class Run:
         self.rng.shuffle(self.docs)
         self.vocab = microgpt.vocabulary(self.docs)
         self.model = microgpt.new_model(self.config, len(self.vocab), self.rng)
-        self.adam = microgpt.Adam(microgpt.parameters(self.model))
-
-    def tokens(self, step):
-        return microgpt.encode(self.docs[step % len(self.docs)], self.vocab)
+        self.params = microgpt.parameters(self.model)
+        self.adam = microgpt.Adam(self.params)
+        self.options = types.SimpleNamespace(**self.config._asdict())  # as Part II's Run
 
     def loss_at(self, step):
-        return microgpt.document_loss(self.model, self.config, self.tokens(step))
+        doc = self.docs[step % len(self.docs)]
+        return microgpt.document_loss(self.model, microgpt.encode(doc, self.vocab))
 
     def train(self, steps):
         """Train until so many steps are made; the losses."""
-        rate = self.settings['learning_rate']
-        total = self.settings['num_steps']
-        training = microgpt.train(
-            self.adam, self.loss_at, lambda step: rate * (1 - step / total), steps
-        )
-        return [loss for _, loss in training]
+        rate, total = self.settings['learning_rate'], self.settings['num_steps']
+        losses = []
+        while self.adam.step < steps:
+            loss = self.loss_at(self.adam.step)
+            loss.backward()
+            self.adam.update(rate * (1 - self.adam.step / total))
+            microgpt.Value.tape.clear()
+            losses.append(loss.data)
+        return losses
 
 
 def run(*args, **options):
@@ -73,13 +77,21 @@ def run(*args, **options):
 def start(*args, **options):
     """The started process of `python microgpt.py` with these arguments."""
     command = [sys.executable, str(SCRIPT), *map(str, args)]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        encoding='utf-8',
-        **options,
-    )
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
+    return subprocess.Popen(command, encoding='utf-8', **pipes, **options)
+
+
+@pytest.fixture
+def cli(capsys):
+    """cli() with these arguments: status and output, as a process would have them."""
+
+    def call(*args):
+        capsys.readouterr()
+        status = microgpt.cli(list(map(str, args)))
+        out, err = capsys.readouterr()
+        return types.SimpleNamespace(returncode=status, stdout=out, stderr=err)
+
+    return call
 
 
 def wait_for(process, text):
@@ -99,14 +111,14 @@ def paused(process):
 
 
 def refused(result, *words, status=2):
-    """Assert that a process ended with one clear line, with these words in it."""
+    """Assert that a run ended with one clear line, with these words in it."""
     assert result.returncode == status, result.stderr
     assert 'Traceback' not in result.stderr
     assert result.stdout == ''
     last = result.stderr.splitlines()[-1]
     assert last.startswith('microgpt: ')
     for word in words:
-        assert word in last
+        assert word in last, last
 
 
 def env(**variables):
@@ -115,8 +127,8 @@ def env(**variables):
 
 
 @pytest.fixture
-def checkpoint(tmp_path):
+def checkpoint(tmp_path, cli):
     """The path of a checkpoint of a tiny trained model."""
     path = tmp_path / 'model.safetensors'
-    assert run(*TINY, '--save', path, '--samples', 0).returncode == 0
+    assert cli(*TINY, '--save', path, '--samples', 0).returncode == 0
     return path

@@ -99,21 +99,24 @@ def counted(train, held_out, vocab, length):
 
 WHOLE = 'the whole model'
 DESCENT = 'with plain gradient descent'
-ATTENTION = 'attention(rmsnorm(x), layer, layer_cache)'
+ATTENTION = 'multi_head(rmsnorm(x), layer, n_head, keys, values)'
+CHECK = "assert lengths == [position] * len(model['layers']), here"
 MLP = 'mlp(rmsnorm(x), layer)'
 PARTS = {  # what stands in Part I, and what to put there: try it in the file
     WHOLE: [],
-    'without attention': [(f'x = add(x, {ATTENTION})', 'pass')],
+    'without attention': [(f'x = add(x, {ATTENTION})', 'pass'), (CHECK, 'pass')],
     'without the MLP': [(f'x = add(x, {MLP})', 'pass')],
-    'without relu': [('strength.relu() for', 'strength for')],
+    'without relu': [('score.relu() for', 'score for')],
     'without residual additions': [
         (f'add(x, {ATTENTION})', ATTENTION),
         (f'add(x, {MLP})', MLP),
     ],
-    'without norms': [('return [x_i * scale for x_i in x]', 'return x')],
+    'without norms': [('return [x_i / size for x_i in x]', 'return x')],
     'without positions': [("model['wpe'][position]", "model['wpe'][0]")],
     'with one head': [('n_head: int = 4', 'n_head: int = 1')],
-    DESCENT: [('p.data -= rate * m_hat / (v_hat ** 0.5 + eps)', 'p.data -= rate * g')],
+    DESCENT: [
+        ('p.data -= rate * m_hat / (math.sqrt(v_hat) + eps)', 'p.data -= rate * g')
+    ],
 }
 
 
@@ -138,24 +141,22 @@ def trained_loss(job):
     model = variant.new_model(config, len(vocab), random.Random(seed))
 
     def loss_of(doc):
-        return variant.document_loss(model, config, variant.encode(doc, vocab))
-
-    def loss_at(step):
-        return loss_of(train[step % len(train)])
-
-    def rate_at(step):
-        return rate * (1 - step / steps)
+        return variant.document_loss(model, variant.encode(doc, vocab))
 
     try:
         adam = variant.Adam(variant.parameters(model))
-        for _ in variant.train(adam, loss_at, rate_at, steps):
-            pass
+        for step in range(steps):
+            loss = loss_of(train[step % len(train)])
+            loss.backward()
+            adam.update(rate * (1 - step / steps))
+            variant.Value.tape.clear()
+            del loss  # or its Values would live until the next loss is complete
         nats = predictions = 0
         for doc in held_out:
-            variant.Value.tape.clear()
             n = min(len(doc) + 1, config.block_size)
             nats += loss_of(doc).data * n
             predictions += n
+            variant.Value.tape.clear()
         return nats / predictions
     except (ValueError, ArithmeticError):  # a rate so high that numbers overflow
         return math.inf

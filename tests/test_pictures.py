@@ -1,4 +1,4 @@
-"""Pictures: what they show is what the model does, on every terminal."""
+"""Pictures: what they show is what the model does, and they fit 60 columns."""
 
 import math
 import os
@@ -9,33 +9,28 @@ import sys
 import types
 
 import pytest
-from conftest import SCRIPT, SIZES, SMALL, TINY, Run, env, run
+from conftest import SCRIPT, SMALL, TINY, Run, env
 
 import microgpt
 from microgpt import Value, numbers
 
 
-def screen(columns=80, unicode=True, colour=False):
-    return types.SimpleNamespace(columns=columns, unicode=unicode, colour=colour)
+def picture(run, text):
+    """The lines of a picture of a run of conftest.Run."""
+    run.options = types.SimpleNamespace(**run.config._asdict())
+    return list(microgpt.picture(run, text))
 
 
-def picture(run, text, **options):
-    return list(microgpt.picture(run, text, screen(**options)))
-
-
-def in_terminal(*args, columns=80, **variables):
-    """What the program writes to stderr, if that is a terminal of so many columns."""
+def in_terminal(*args, **variables):
+    """What the program writes to stderr, if that is a terminal."""
     import fcntl
     import pty
     import termios
 
     parent, child = pty.openpty()
-    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack('4H', 24, columns, 0, 0))
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack('4H', 24, 80, 0, 0))
     command = [sys.executable, str(SCRIPT), *map(str, args)]
-    settings = {
-        'stdout': subprocess.DEVNULL,
-        'env': env(**{'TERM': 'xterm', **variables}),
-    }
+    settings = {'stdout': subprocess.DEVNULL, 'env': env(**variables)}
     with subprocess.Popen(command, stderr=child, **settings) as process:
         os.close(child)
         written = b''
@@ -52,11 +47,10 @@ def in_terminal(*args, columns=80, **variables):
 # ---- the table ---------------------------------------------------------------
 
 
-def test_the_predictions_shown_are_those_of_the_loss(tmp_path):
-    data = tmp_path / 'emma'
-    data.write_text('emma\n')
-    settings = ['--data', data, '--steps', 1, '--learning-rate', 0, '--samples', 0]
-    result = run(*settings, '--inspect', 'emma')
+def test_the_predictions_shown_are_those_of_the_loss(tmp_path, cli):
+    (tmp_path / 'emma').write_text('emma\n')
+    settings = ['--steps', 1, '--learning-rate', 0, '--samples', 0, '--inspect', 'emma']
+    result = cli('--data', tmp_path / 'emma', *settings)
     rows = re.findall(r'(?m)^ +(\S) +(\S) +([\d.]+)% +([\d.]+) ', result.stderr)
     assert ''.join(read for read, *_ in rows) == '¶emma'
     assert ''.join(real for _, real, *_ in rows) == 'emma¶'
@@ -71,17 +65,15 @@ def test_the_predictions_shown_are_those_of_the_loss(tmp_path):
 def test_the_likeliest_characters_are_shown_with_their_probabilities():
     run = Run('small')
     tokens = microgpt.encode('kwame', run.vocab)
-    cache = microgpt.new_cache(run.config)
+    cache = microgpt.new_cache(run.model)
     for i, line in enumerate(picture(run, 'kwame')[2:8]):
         p = numbers(microgpt.softmax(microgpt.gpt(run.model, tokens[i], i, cache)))
         best = sorted(range(27), key=lambda token: -p[token])[:3]
         shown = re.findall(r'(\S) +(\d+)%', line)[-3:]
-        assert [name for name, _ in shown] == [
-            (run.vocab[:-1] + '¶')[token] for token in best
-        ]
-        assert [int(percent) for _, percent in shown] == [
-            round(100 * p[token]) for token in best
-        ]
+        names = run.vocab[:-1] + '¶'
+        assert [name for name, _ in shown] == [names[token] for token in best]
+        percents = [round(100 * p[token]) for token in best]
+        assert [int(percent) for _, percent in shown] == percents
 
 
 # ---- attention ---------------------------------------------------------------
@@ -93,19 +85,14 @@ def direct_attention(run, text):
         name.split('.')[-1]: [numbers(row) for row in rows]
         for name, rows in microgpt.tensors(run.model).items()
     }
-    tokens = microgpt.encode(text, run.vocab)
     xs = []
     maps = [[] for _ in range(run.config.n_head)]
     size = run.config.n_embd // run.config.n_head
-    for position, token in enumerate(tokens[: run.config.block_size][: len(text) + 1]):
+    for position, token in enumerate(microgpt.encode(text, run.vocab)[:-1]):
         x = [a + b for a, b in zip(matrix['wte'][token], matrix['wpe'][position])]
-        for _ in range(
-            2
-        ):  # normed as the notepad, and as the copy that attention reads
-            x = [
-                x_i / math.sqrt(sum(x_j * x_j for x_j in x) / len(x) + 1e-5)
-                for x_i in x
-            ]
+        for _ in range(2):  # normed at the beginning, and again for attention
+            rms = math.sqrt(sum(x_j * x_j for x_j in x) / len(x) + 1e-5)
+            x = [x_i / rms for x_i in x]
         xs.append(x)
         for head, rows in enumerate(maps):
             exps = []
@@ -135,7 +122,9 @@ def shown_maps(lines, n):
 def test_the_attention_shown_is_that_of_a_direct_computation():
     run = Run('small')
     run.train(60)  # so that the heads differ
+    original, tape = microgpt.attention, list(Value.tape)
     shown = shown_maps(picture(run, 'kwame'), 6)
+    assert microgpt.attention is original and Value.tape == tape  # as they were
     assert list(shown) == ['L0H0', 'L0H1', 'L0H2', 'L0H3']
     for head, rows in enumerate(direct_attention(run, 'kwame')):
         assert all(sum(row) == pytest.approx(1) for row in rows)
@@ -143,101 +132,63 @@ def test_the_attention_shown_is_that_of_a_direct_computation():
     assert len({cell for rows in shown.values() for row in rows for cell in row}) >= 4
 
 
-def test_attention_is_recorded_by_layers_and_heads_and_left_as_it_was():
+def test_layers_and_heads_have_a_map_each():
     run = Run('unicode')  # two layers of three heads
-    before = microgpt.attention_weights
-    tokens, predictions, maps = microgpt.watch(run, 'Zoë')
-    assert microgpt.attention_weights is before
-    assert len(maps) == 6 and len(predictions) == len(tokens) - 1 == 4
-    assert all([len(row) for row in rows] == [1, 2, 3, 4] for rows in maps)
+    shown = shown_maps(picture(run, 'Zoë'), 4)
+    assert list(shown) == ['L0H0', 'L0H1', 'L0H2', 'L1H0', 'L1H1', 'L1H2']
+    assert all([len(row) for row in rows] == [1, 2, 3, 4] for rows in shown.values())
 
 
-# ---- every width and every alphabet ------------------------------------------
+# ---- every alphabet ----------------------------------------------------------
 
 
-@pytest.mark.parametrize('columns', [40, 80, 200])
-@pytest.mark.parametrize(
-    'text', ['', 'Zoë', 'さくら大輔', 'Nguyễn', "O'Connor", '大' * 40]
-)
-def test_every_line_fits_the_screen_and_columns_stay_aligned(columns, text):
-    run = Run('unicode')
-    lines = picture(run, text, columns=columns)
-    assert all(microgpt.cells(line) <= columns for line in lines)
+TEXTS = ['', 'Zoë', 'さくら大輔', 'Nguyễn', "O'Connor", '大' * 40]
+
+
+@pytest.mark.parametrize('text', TEXTS)
+def test_pictures_fit_60_columns_and_stay_aligned(text):
+    lines = picture(Run('unicode'), text)
+    assert all(microgpt.cells(line) <= 60 for line in lines)
     assert ('cut to 6 of' in lines[0]) == (len(text) > 5)
     table = lines[2 : 2 + min(len(text) + 1, 6)]
     assert len({microgpt.cells(line[: line.index('%')]) for line in table}) == 1
 
 
+def test_long_texts_fit_too(cli):
+    settings = ['--data', SMALL, '--block-size', 64, '--steps', 0, '--samples', 0]
+    shown = cli(*settings, '--inspect', 'ab' * 30).stderr.splitlines()
+    assert len(shown) > 120 and all(len(line) <= 60 for line in shown[4:])
+
+
 def test_invisible_characters_are_made_visible():
-    names = [microgpt.visible(char, screen()) for char in (' ', '\u0301', '\t', '\n')]
-    assert names == ['␣', '◌\u0301', '\\t', '¶']
-    assert microgpt.visible('é', screen(unicode=False)) == '\\xe9'
+    names = [microgpt.visible(char) for char in (' ', '\u0301', '\t', '\n', 'é')]
+    assert names == ['␣', '\\u0301', '\\t', '¶', 'é']
 
 
-def test_an_ascii_terminal_gets_ascii():
-    result = run(*TINY, '--inspect', 'emma', env=env(PYTHONIOENCODING='ascii:strict'))
-    assert result.returncode == 0 and result.stderr.isascii() and '@' in result.stderr
-
-
-def test_colour_is_for_terminals_and_never_where_no_color_is_set():
-    settings = ['--data', SMALL, '--steps', 30, '--inspect', 'amara', '--samples', 0]
-    assert '\x1b[1m' in in_terminal(*settings)
-    assert '\x1b[1m' not in in_terminal(*settings, NO_COLOR='1')
-    assert '\x1b' not in run(*settings).stderr
-
-
-def test_a_dumb_terminal_gets_no_escape_sequences():
-    settings = ['--data', SMALL, '--steps', 30, '--inspect', 'amara', '--samples', 0]
-    shown = in_terminal(*settings, TERM='dumb')
-    assert '\x1b' not in shown and 'step 30 / 30' in shown
-
-
-# ---- progress and chart ------------------------------------------------------
-
-
-@pytest.mark.parametrize('columns', [40, 80])
-def test_on_a_terminal_progress_is_one_line_that_fits(columns):
-    shown = in_terminal(*TINY, '--samples', 0, columns=columns)
-    progress = shown.split('\n')[3]
-    assert progress.startswith('\r\033[K') and '#' in progress and '12 / 12' in progress
-    assert all(len(part) < columns for part in progress.split('\r\033[K'))
-
-
-def test_the_progress_on_a_terminal_ends_with_a_name_that_changes_nothing_else(
-    tmp_path,
-):
-    log, other = tmp_path / 'log', tmp_path / 'other'
-    settings = ['--data', SMALL, *SIZES, '--steps', 300, '--samples', 0]
-    shown = in_terminal(*settings, '--log', log, '--save', tmp_path / 'a')
-    lines = re.findall(r'\r\033\[K([^\r\n]*)', shown)
-    assert re.fullmatch(r'#{10} 300 / 300 \| .* left \| [a-z]+', lines[-1])
-    run(*settings, '--log', other, '--save', tmp_path / 'b')
-    assert log.read_text() == other.read_text()
-    assert (tmp_path / 'a').read_bytes() == (tmp_path / 'b').read_bytes()
+# ---- the chart ---------------------------------------------------------------
 
 
 def test_the_chart_has_the_losses_and_the_held_out_level():
-    losses = [3 - i / 100 for i in range(200)]
-    lines = list(microgpt.loss_chart(losses, 1, 1000, 2.0, screen(columns=61)))
-    assert len(lines) == 13 and all(len(line) <= 61 for line in lines)
+    losses = [3 - i / 50 for i in range(48)]
+    run = types.SimpleNamespace(step=960)
+    progress = types.SimpleNamespace(curve=losses, first=0, run=run)
+    lines = list(microgpt.loss_chart(progress, 2.0))
+    assert len(lines) == 13 and all(len(line) <= 60 for line in lines)
     labels = [float(line.split()[0]) for line in lines[:10]]
-    assert labels == sorted(labels, reverse=True) and labels[0] == pytest.approx(
-        3, abs=0.01
-    )
-    step = (labels[0] - labels[9]) / 9
-    rows = [line[10:].ljust(50) for line in lines[:10]]
-    for x in range(50):  # a dot in each column, where the loss is
+    assert labels == sorted(labels, reverse=True) and labels[0] == 3 and labels[9] == 2
+    rows = [line[10:].ljust(48) for line in lines[:10]]
+    for x, loss in enumerate(losses):  # a dot in each column, where the loss is
         dots = [label for label, row in zip(labels, rows) if row[x] == '●']
-        assert dots == [pytest.approx(losses[x * 4] + 0.05, abs=step / 2 + 0.06)]
-    level = [label for label, row in zip(labels, rows) if '─' in row]
-    assert level == [pytest.approx(2.0, abs=step / 2)]
-    assert lines[11].split() == ['1', '1000'] and 'held-out' in lines[12]
+        assert dots == [pytest.approx(loss, abs=1 / 18 + 1e-4)]
+    assert '─' in rows[9] and lines[11].split() == ['1', '960']
+    assert 'held-out' in lines[12]
 
 
-def test_the_chart_is_drawn_on_a_terminal_from_ten_steps_on():
-    assert '● training loss' in in_terminal(*TINY, '--samples', 0)
-    assert '●' not in run(*TINY, '--samples', 0).stderr
-    assert '●' not in in_terminal(*TINY[:-1], 9, '--samples', 0)
+def test_the_chart_is_drawn_on_a_terminal_from_ten_steps_on(cli):
+    quiet = ['--samples', 0]
+    shown = in_terminal(*TINY, *quiet)
+    assert '● training loss' in shown and '\x1b' not in shown
+    assert '●' not in in_terminal(*TINY[:-1], 9, *quiet) + cli(*TINY, *quiet).stderr
 
 
 # ---- graphs ------------------------------------------------------------------
@@ -245,24 +196,29 @@ def test_the_chart_is_drawn_on_a_terminal_from_ten_steps_on():
 
 def test_a_graph_has_every_value_once_and_every_use_as_an_arrow_with_its_slope():
     a, b = Value(2.0), Value(3.0)
-    c = a * b
-    loss = c + a
+    loss = a * b + a
     loss.backward()
-    lines = microgpt.graphviz(loss).splitlines()
-    assert lines[0] == 'digraph {' and lines[-1] == '}'
-    nodes = {
-        number: (label.replace('\\n', ' '), 'box' in rest)
-        for number, label, rest in re.findall(
-            r'(?m)^  (\d+) \[label="(.*?)"(.*)\];$', '\n'.join(lines)
-        )
-    }
+    graph = microgpt.mermaid(loss, a=a, b=b)
+    assert graph.splitlines()[0] == 'flowchart LR'
+    nodes = dict(re.findall(r'(?m)^    (\d+)[\[(]+"(.*?)"', graph))
+    boxes = re.findall(r'(?m)^    \d+\["(.*?)<br>', graph)
+    assert boxes == ['a = 2', 'b = 3']  # what no operation has made
     assert sorted(nodes.values()) == [
-        ('data 2 grad 4', True), ('data 3 grad 2', True),
-        ('data 6 grad 1', False), ('data 8 grad 1', False),
+        '6<br>gradient 1', '8<br>gradient 1', 'a = 2<br>gradient 4', 'b = 3<br>gradient 2',
     ]  # fmt: skip
-    arrows = re.findall(r'(?m)^  (\d+) -> (\d+) \[label="(.*)"\];$', '\n'.join(lines))
-    ends = [(nodes[x][0][5], nodes[y][0][5], slope) for x, y, slope in arrows]
-    assert sorted(''.join(end) for end in ends) == ['263', '281', '362', '681']
+    arrows = re.findall(r'(?m)^    (\d+) -- (.*) --> (\d+)$', graph)
+    ends = [(nodes[x][:5], slope, nodes[y][0]) for x, slope, y in arrows]
+    assert sorted(ends) == [
+        ('6<br>', '1', '8'), ('a = 2', '1', '8'), ('a = 2', '3', '6'), ('b = 3', '2', '6'),
+    ]  # fmt: skip
+    assert graph._repr_markdown_() == f'```mermaid\n{graph}\n```'
+
+
+def test_the_graph_of_a_dot_product_has_both_of_its_lists():
+    x, w = [Value(1.0), Value(2.0)], [Value(3.0), Value(4.0)]
+    graph = microgpt.mermaid(microgpt.dot(x, w))
+    slopes = re.findall(r'-- (.*) -->', graph)
+    assert sorted(slopes) == ['1', '2', '3', '4']
 
 
 def test_a_graph_too_large_to_draw_is_refused():
@@ -270,4 +226,4 @@ def test_a_graph_too_large_to_draw_is_refused():
     for _ in range(600):
         value = value + 1
     with pytest.raises(ValueError, match='more than 500 Values'):
-        microgpt.graphviz(value)
+        microgpt.mermaid(value)

@@ -1,11 +1,11 @@
-"""The command line: what it prints and refuses, and training under control."""
+"""The command line: what it prints and refuses, how it trains, judges and samples."""
 
+import collections
 import csv
 import math
 import re
 import subprocess
 import sys
-import threading
 
 import pytest
 from conftest import SCRIPT, SIZES, SMALL, TINY, UNICODE, Run, env, refused, run
@@ -21,38 +21,24 @@ def losses(log):
 # ---- output ------------------------------------------------------------------
 
 
-def test_stdout_holds_names_one_a_line_and_nothing_else():
-    result = run(*TINY, '--samples', 7, '--temperature', 1, '--inspect', 'emma')
-    assert result.stdout.count('\n') == 7
-    assert set(result.stdout) <= set('abcdefghijklmnopqrstuvwxyz\n')
-
-
-def test_stderr_tells_the_sizes_the_progress_and_the_judgement():
-    result = run('--data', SMALL, '--steps', 101, '--n-embd', 4)
+def test_stderr_tells_the_sizes_the_progress_with_names_and_the_judgement():
+    result = run('--data', SMALL, '--steps', 101, '--n-embd', 4, '--temperature', 1)
     lines = result.stderr.splitlines()
     assert lines[:3] == ['num docs: 30', 'vocab size: 27', 'num params: 472']
-    form = r'step +(\d+) / 101 \| loss \d\.\d{4} \| mean \d\.\d{4} \| .* left'
+    form = r'step +(\d+) / 101 \| loss \d\.\d{4} \| mean \d\.\d{4} \| .* left \| [a-z]*'
     assert [re.fullmatch(form, line)[1] for line in lines[3:6]] == ['1', '100', '101']
     judged, _, trained = lines[6].partition(', ')
     form = r'held-out loss \d\.\d{4} nats per token \(3 documents\)'
     assert re.fullmatch(form, judged)
     assert re.fullmatch(r'training loss \d\.\d{4}', trained)
+    assert result.stdout.count('\n') == 20  # names, and nothing else
+    assert set(result.stdout) <= set('abcdefghijklmnopqrstuvwxyz\n')
 
 
-def test_the_log_has_every_step_in_full_precision(tmp_path):
+def test_the_log_has_every_step_in_full_precision(tmp_path, cli):
     log = tmp_path / 'log.csv'
-    run(
-        '--data',
-        SMALL,
-        '--steps',
-        100,
-        '--val-fraction',
-        0,
-        '--samples',
-        0,
-        '--log',
-        log,
-    )
+    settings = ['--data', SMALL, '--steps', 100, '--val-fraction', 0, '--samples', 0]
+    cli(*settings, '--log', log)
     assert losses(log) == pytest.approx(Run('small').reference['losses'], rel=1e-9)
     rows = list(csv.DictReader(log.read_text().splitlines()))
     assert list(rows[0]) == ['step', 'loss', 'learning_rate']
@@ -61,8 +47,15 @@ def test_the_log_has_every_step_in_full_precision(tmp_path):
     assert b'\r' not in log.read_bytes()
 
 
-def test_names_can_be_printed_in_any_encoding():
-    settings = ['--data', UNICODE, '--steps', 0, '--temperature', 2]
+def test_the_program_prints_the_names_of_the_reference(cli):
+    options = '--steps 60 --seed 7 --learning-rate 0.02 --n-layer 2 --n-embd 12'
+    options += ' --n-head 3 --block-size 6 --temperature 0.8 --val-fraction 0'
+    result = cli(*options.split(), '--data', UNICODE)
+    assert result.stdout.splitlines() == Run('unicode').reference['samples']
+
+
+def test_every_terminal_can_print_the_names():
+    settings = ['--data', UNICODE, '--steps', 0, '--temperature', 2, '--inspect', 'Zoë']
     result = run(*settings, env=env(PYTHONIOENCODING='ascii'))
     assert result.returncode == 0 and '\\u' in result.stdout
 
@@ -72,7 +65,7 @@ def test_names_can_be_printed_in_any_encoding():
 
 def token_losses(run, doc):
     """The loss of every prediction of a document, from Part I's functions."""
-    cache = microgpt.new_cache(run.config)
+    cache = microgpt.new_cache(run.model)
     tokens = microgpt.encode(doc, run.vocab)
     found = []
     for position in range(min(run.config.block_size, len(tokens) - 1)):
@@ -81,91 +74,69 @@ def token_losses(run, doc):
     return found
 
 
-def test_held_out_loss_is_the_mean_over_the_predictions_of_the_last_documents():
-    result = run(*TINY, '--steps', 0, '--val-fraction', 0.2, '--samples', 0)
+def test_held_out_loss_and_training_loss_are_means_over_predictions(cli):
+    options = ['--val-fraction', 0.2, '--samples', 0, '--learning-rate', 0]
+    result = cli(*TINY, '--steps', 24, *options)
     same = Run('small', microgpt.Config(1, 4, 2, 6))
-    found = [loss for doc in same.docs[-6:] for loss in token_losses(same, doc)]
-    expected = (
-        f'held-out loss {sum(found) / len(found):.4f} nats per token (6 documents)'
-    )
-    assert expected in result.stderr
+    for docs, name in (same.docs[-6:], 'held-out'), (same.docs[:24], 'training'):
+        found = [loss for doc in docs for loss in token_losses(same, doc)]
+        assert f'{name} loss {sum(found) / len(found):.4f}' in result.stderr
 
 
-def test_training_loss_is_the_same_kind_of_mean():
-    result = run(
-        *TINY,
-        '--steps',
-        24,
-        '--val-fraction',
-        0.2,
-        '--samples',
-        0,
-        '--learning-rate',
-        0,
-    )
-    same = Run('small', microgpt.Config(1, 4, 2, 6))
-    found = [loss for doc in same.docs[:24] for loss in token_losses(same, doc)]
-    assert f'training loss {sum(found) / len(found):.4f}' in result.stderr
+HELD_OUT = {  # documents, share, how many are judged
+    'none of a set that is too small': ('ab\nba\nabba\n', 0.1, None),
+    'all but one at most': ('ab\nba\nabba\n', 1, 2),
+    'none that training has seen': ('ab\n' * 50, 0.5, None),
+}
 
 
-def test_documents_that_training_has_seen_are_not_called_held_out(tmp_path):
-    data = tmp_path / 'data'
-    data.write_text('ab\n' * 50 + 'ba\n')
-    result = run('--data', data, '--steps', 1, '--samples', 0, '--val-fraction', 0.5)
-    held_out = re.search(r'\((\d+) documents\)', result.stderr)
-    assert held_out is None or held_out[1] == '1'
-
-
-def test_nothing_is_held_out_of_a_set_that_is_too_small(tmp_path):
-    data = tmp_path / 'few.txt'
-    data.write_text('ab\nba\nabba\n')
-    assert 'held-out' not in run('--data', data, '--steps', 2, '--samples', 0).stderr
-    everything = run('--data', data, '--steps', 2, '--samples', 0, '--val-fraction', 1)
-    assert '(2 documents)' in everything.stderr  # but one is left to train on
+@pytest.mark.parametrize('name', HELD_OUT)
+def test_held_out_are(name, tmp_path, cli):
+    text, fraction, count = HELD_OUT[name]
+    (tmp_path / 'data').write_text(text)
+    options = ['--steps', 1, '--samples', 0, '--val-fraction', fraction]
+    found = re.search(r'\((\d+) documents\)', cli('--data', tmp_path / 'data', *options).stderr)
+    assert (found and int(found[1])) == count
 
 
 # ---- documents ---------------------------------------------------------------
 
 
-def test_line_ends_and_byte_order_marks_make_no_difference(tmp_path):
+def test_line_ends_and_byte_order_marks_make_no_difference(tmp_path, cli):
     text = UNICODE.read_text('utf-8')
     results = set()
     for data in (
         text.encode(),
         text.replace('\n', '\r\n').encode(),
         b'\xef\xbb\xbf' + text.encode(),
-        text.strip().encode(),
-        ('\n\n' + text).encode(),
+        ('\n\n' + text.strip()).encode(),
     ):
         (tmp_path / 'data.txt').write_bytes(data)
         settings = ['--data', tmp_path / 'data.txt', '--steps', 2, '--temperature', 2]
-        results.add(run(*settings, '--n-embd', 4).stdout)
+        results.add(cli(*settings, '--n-embd', 4).stdout)
     assert len(results) == 1 and not results.pop().isascii()
 
 
-def test_a_letter_and_its_accent_are_one_character_in_either_form(tmp_path):
-    sizes = set()
-    for form in ('zo\u00eb\nana\n', 'zoe\u0308\nana\n'):
-        (tmp_path / 'data').write_text(form, encoding='utf-8')
-        result = run('--data', tmp_path / 'data', '--steps', 0, '--samples', 0)
-        sizes.add(result.stderr.splitlines()[1])
-    assert sizes == {'vocab size: 6'}
+SAID = {  # documents, and the line that says what becomes of them
+    'accents': ('zoe\u0308\nana\n', '1 documents were brought to normal form'),
+    'jamo': ('\u1112\u1161\u11ab\n', '1 documents were brought to normal form'),
+    'long': ('ab\n' + 'ab' * 60 + '\n', '1 documents do not fit into --block-size 16'),
+    'fitting': ('abcdefghijklmno\n', 'num docs: 1\nvocab size'),
+}
 
 
-def test_a_document_of_a_megabyte_costs_what_its_beginning_costs(tmp_path):
-    (tmp_path / 'short').write_text('abcdefgh\n' * 3)
-    (tmp_path / 'long').write_text(('abcdefgh' * 125_000 + '\n') * 3)
-    settings = ['--n-embd', 4, '--block-size', 8, '--steps', 200, '--samples', 3]
-    names = [
-        run('--data', tmp_path / name, *settings).stdout for name in ('short', 'long')
-    ]
-    assert names[0] and len(names[1].splitlines()) == 3
+@pytest.mark.parametrize('name', SAID)
+def test_what_becomes_of_documents_is_said(name, tmp_path, cli):
+    (tmp_path / 'data').write_text(SAID[name][0], encoding='utf-8')
+    result = cli('--data', tmp_path / 'data', '--steps', 0, '--samples', 0)
+    assert SAID[name][1] in result.stderr and result.returncode == 0
 
 
-def test_only_as_much_of_a_document_is_encoded_as_the_model_can_read():
+def test_a_document_of_a_megabyte_costs_what_its_beginning_costs():
     same = Run('small')
+    same.options = same.config
     tokens = microgpt.document_tokens('a' * 1_000_000, same)
-    assert len(tokens) == same.config.block_size + 2
+    assert len(tokens) == same.config.block_size + 1
 
 
 def test_input_txt_is_found_here_then_beside_the_script(tmp_path):
@@ -177,26 +148,26 @@ def test_input_txt_is_found_here_then_beside_the_script(tmp_path):
 
 
 def test_without_input_txt_the_public_list_is_downloaded_whole_or_not_at_all(
-    tmp_path, monkeypatch, capsys
+    tmp_path, monkeypatch, cli
 ):
+    served = tmp_path / 'served'
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(microgpt, 'HERE', str(tmp_path))
-    monkeypatch.setattr(microgpt, 'NAMES_URL', (tmp_path / 'served.txt').as_uri())
-    assert microgpt.cli(['--steps', '0', '--samples', '0']) == 2
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert (
-        last.startswith('microgpt: no input.txt, and no download') and '--data' in last
-    )
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / 'served.txt').write_text('emma\nolivia\n')
-    assert microgpt.cli(['--steps', '0', '--samples', '0']) == 0
-    assert (tmp_path / 'input.txt').read_text() == 'emma\nolivia\n'
+    monkeypatch.setattr(microgpt, 'FILE', str(tmp_path / 'microgpt.py'))
+    monkeypatch.setattr(microgpt, 'NAMES_URL', served.as_uri())
+    refused(cli('--steps', 0), 'no input.txt, and no download', '--data')
+    served.write_text('<html>please log in')
+    refused(cli('--steps', 0), 'something else came', '--data')
+    assert [path.name for path in tmp_path.iterdir()] == ['served']
+    digest = microgpt.hashlib.sha256(served.read_bytes()).hexdigest()
+    monkeypatch.setattr(microgpt, 'NAMES_SHA256', digest)
+    assert cli('--steps', 0, '--samples', 0).returncode == 0
+    assert (tmp_path / 'input.txt').read_bytes() == served.read_bytes()
 
 
 def test_input_txt_is_a_clean_list_of_names():
     text = SCRIPT.with_name('input.txt').read_text('ascii')
     names = text.splitlines()
-    assert 6000 <= len(names) <= 8000 and text.endswith('\n')
+    assert 6000 <= len(names) <= 8500 and text.endswith('\n')
     assert names == sorted(set(names))
     assert all(re.fullmatch('[a-z]{2,15}', name) for name in names)
     assert set(''.join(names)) == set('abcdefghijklmnopqrstuvwxyz')
@@ -205,170 +176,153 @@ def test_input_txt_is_a_clean_list_of_names():
 # ---- what is refused ---------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    'name, content, words',
-    [
-        ('empty', b'', 'no documents'),
-        ('blank', b'\n \n\t\n', 'no documents'),
-        ('latin', b'Zo\xeb\n', 'not a text in UTF-8'),
-        ('binary', b'ab\0cd\n', 'binary'),
-        ('utf16', 'emma'.encode('utf-16'), 'UTF-8'),
-    ],
-)
-def test_unusable_data_is_refused_in_one_line(name, content, words, tmp_path):
-    (tmp_path / name).write_bytes(content)
-    refused(run('--data', tmp_path / name), name, words)
+BAD_DATA = {
+    'empty': (b'', 'no documents'),
+    'blank': (b'\n \n\t\n', 'no documents'),
+    'latin': (b'Zo\xeb\n', 'not a text in UTF-8'),
+    'binary': (b'ab\0cd\n', 'binary'),
+    'utf16': ('emma'.encode('utf-16'), 'UTF-8'),
+    'missing': (None, 'No such file'),
+}
 
 
-def test_data_that_is_not_there_is_refused_in_one_line(tmp_path):
-    refused(run('--data', tmp_path / 'missing'), 'missing', 'No such file')
-    refused(run('--data', tmp_path), 'directory')
+@pytest.mark.parametrize('name', BAD_DATA)
+def test_unusable_data_is_refused_in_one_line(name, tmp_path, cli):
+    content, words = BAD_DATA[name]
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    refused(cli('--data', tmp_path / name), name, words)
 
 
-@pytest.mark.parametrize(
-    'args, words',
-    [
-        ('--n-layer 0', '--n-layer must be from 1'),
-        ('--n-embd -16', '--n-embd must be'),
-        ('--n-head 0', '--n-head must be'),
-        ('--block-size 0', '--block-size must be'),
-        ('--n-embd 10', 'multiple of --n-head'),
-        ('--n-embd 9999 --n-head 1 --n-layer 1000', 'too large'),
-        ('--steps -1', '--steps must be'),
-        ('--steps 1.5', "'1.5' is not a whole number"),
-        ('--steps 10000000000000', '--steps must be'),
-        ('--seed x', "'x' is not a whole number"),
-        ('--temperature -0.5', '--temperature must be from 0'),
-        ('--temperature nan', '--temperature must be'),
-        ('--temperature inf', '--temperature must be'),
-        ('--learning-rate x', "'x' is not a number"),
-        ('--learning-rate inf', '--learning-rate must be'),
-        ('--batch-size 0', '--batch-size must be'),
-        ('--val-fraction 1.1', '--val-fraction must be from 0 to 1'),
-        ('--top-p -0.1', '--top-p must be'),
-        ('--top-k -1', '--top-k must be'),
-        ('--decay wavy', 'wavy'),
-        ('--steps 5 --epochs 1', 'not allowed with'),
-        ('--no-such-option', 'no-such-option'),
-        ('--workers -1', '--workers must be'),
-        ('--prompt abcdefghijklmnopq', '--block-size'),
-        ('--prompt=--', '--'),
-        ('--prompt --', '--'),
-        ('--save-every 5', '--save-every needs --save'),
-        ('--min-length 5 --max-length 3', '--min-length is above'),
-        ('--save=', 'a file name is needed'),
-        ('--load=', 'a file name is needed'),
-        ('--log=', 'a file name is needed'),
-        ('--save same --log same', 'the same file twice'),
-        ('--save .', 'not a file'),
-        ('--save no/such/folder/model', 'cannot be written'),
-        ('--log no/such/folder/log', 'cannot be written'),
-        ('--save ' + 'a' * 300, 'name too long'),
-        ('--load missing', 'no such file'),
-        ('--load .', 'not a file'),
-    ],
-)
-def test_a_bad_option_is_refused_in_one_line_of_english(args, words, tmp_path):
-    result = run('--data', SMALL, *args.split(), cwd=tmp_path)
-    refused(result, words)
-    assert result.stderr.count('\n') == 1
-    assert list(tmp_path.iterdir()) == []
+BAD_OPTIONS = {
+    '--n-layer 0': '--n-layer must be from 1',
+    '--n-embd -16': '--n-embd must be',
+    '--block-size 0': '--block-size must be',
+    '--n-embd 10': '--n-embd is no multiple of --n-head',
+    '--n-embd 9999 --n-head 1 --n-layer 1000': 'too large',
+    '--steps -1': '--steps must be',
+    '--steps 1.5': "argument --steps: invalid int value: '1.5'",
+    '--steps 10000000000000': '--steps must be',
+    '--epochs 1000000000': '--steps must be',
+    '--steps=--': '--steps needs a value',
+    '--seed x': "'x'",
+    '--temperature -0.5': '--temperature must be from 0',
+    '--temperature nan': '--temperature must be',
+    '--learning-rate inf': '--learning-rate must be',
+    '--batch-size 0': '--batch-size must be',
+    '--val-fraction 1.1': '--val-fraction must be from 0 to 1',
+    '--top-p -0.1': '--top-p must be',
+    '--decay wavy': '--decay must be one of linear, cosine',
+    '--steps 5 --epochs 1': '--epochs goes without --steps',
+    '--no-such-option': 'no-such-option',
+    '--workers -1': '--workers must be',
+    '--prompt abcdefghijklmnopq': 'the length of --prompt is above --block-size',
+    '--prompt abc --max-length 2': 'the length of --prompt is above',
+    '--prompt': 'expected one argument',
+    '--save-every 5': '--save-every needs --save',
+    '--min-length 5 --max-length 3': '--min-length is above',
+    '--min-length 17': '--min-length is above --block-size',
+    '--save=': '--save needs a value',
+    '--load=': '--load needs a value',
+    '--save same --log same': 'the same file twice',
+    '--save .': 'not a file',
+    '--log /dev/full': 'not a file',
+    '--save no/such/folder/model': 'cannot be written there',
+    '--log no/such/folder/log': 'cannot be written there',
+    '--save ' + 'a' * 300: 'name too long',
+    '--load missing': 'No such file',
+    '--load .': 'Is a directory',
+    '--inspect Emma': "--inspect: 'E' is not in the vocabulary of the model, which is a to z",
+    '--prompt Q': "--prompt: 'Q' is not in the vocabulary",
+}
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(tmp_path):
-    save = tmp_path / 'model'
-    result = run(*TINY, '--learning-rate', '1e8', '--save', save, '--steps', 100)
-    refused(result, 'step ', '--learning-rate', status=1)
-    assert not save.exists()
+@pytest.mark.parametrize('args', BAD_OPTIONS)
+def test_a_bad_option_is_refused_in_one_line_before_training(
+    args, tmp_path, monkeypatch, cli
+):
+    monkeypatch.chdir(tmp_path)
+    result = cli('--data', SMALL, *args.split())
+    refused(result, BAD_OPTIONS[args])
+    assert 'step 1' not in result.stderr and list(tmp_path.iterdir()) == []
 
 
-# ---- import, help, threads ---------------------------------------------------
+@pytest.mark.parametrize('options', ['', '--batch-size 2'])
+def test_training_that_diverges_stops_and_keeps_what_there_was(options, tmp_path, cli):
+    settings = [*TINY, *options.split(), '--save', tmp_path / 'model', '--steps', 100]
+    refused(cli(*settings, '--learning-rate', '1e8'), 'step ', '--grad-clip', status=1)
+    assert not (tmp_path / 'model').exists()
+
+
+# ---- import and help ---------------------------------------------------------
 
 
 def test_importing_does_nothing():
     check = (
         'import random, sys; sys.path.insert(0, sys.argv[1]); '
         'before = random.getstate(); import microgpt; '
-        'assert random.getstate() == before'
+        'assert random.getstate() == before and not microgpt.Value.tape'
     )
     command = [sys.executable, '-c', check, str(SCRIPT.parent)]
     result = subprocess.run(command, capture_output=True)
     assert (result.returncode, result.stdout, result.stderr) == (0, b'', b'')
 
 
-def test_help_shows_every_option_in_80_columns():
+def test_help_shows_every_option_with_its_default_in_80_columns():
     result = run('--help', env=env(COLUMNS='80'))
-    for name in vars(microgpt.option_parser().parse_args([])):
-        assert microgpt.flag(name) in result.stdout
-    assert 'example' in result.stdout
-    assert max(map(len, result.stdout.splitlines())) <= 80
+    words = ' '.join(result.stdout.split())
+    for name, row in microgpt.OPTIONS.items():
+        is_number = row.type in (int, float) and row.default is not None
+        shown = f' ({row.default:g})' if is_number else ''
+        assert microgpt.flag(name) in words and row.help + shown in words
+    assert 'example' in words and max(map(len, result.stdout.splitlines())) <= 80
 
 
-def test_the_defaults_in_the_help_are_the_defaults():
-    for action in microgpt.option_parser()._actions:
-        if isinstance(action.default, (int, float)) and action.nargs != 0:
-            assert float(re.search(r'\(([^()]*)\)$', action.help)[1]) == action.default
-    assert microgpt.option_parser().parse_args([]).decay == 'linear'
+# ---- training ----------------------------------------------------------------
 
 
-def test_off_the_main_thread_it_trains_without_signal_handlers(tmp_path):
-    statuses = []
-    args = [*TINY, '--save', str(tmp_path / 'model'), '--samples', '0']
-    thread = threading.Thread(target=lambda: statuses.append(microgpt.cli(args)))
-    thread.start()
-    thread.join()
-    assert statuses == [0] and (tmp_path / 'model').exists()
-
-
-# ---- training under control --------------------------------------------------
-
-
-def test_a_batch_takes_the_documents_in_their_order(tmp_path):
+def test_a_batch_takes_the_documents_in_their_order(tmp_path, cli):
     log = tmp_path / 'log'
     settings = ['--data', SMALL, '--val-fraction', 0, '--steps', 1, '--samples', 0]
-    run(*settings, '--batch-size', 35, '--log', log)
+    cli(*settings, '--batch-size', 35, '--log', log)
     same = Run('small')
-    first = [
-        same.loss_at(step).data for step in range(35)
-    ]  # the 31st is the first again
+    first = [same.loss_at(step).data for step in range(35)]  # 31st: the first again
     assert losses(log) == pytest.approx([sum(first) / 35], rel=1e-12)
 
 
-def moments(tmp_path, *options):
+def moments(cli, tmp_path, *options):
     """Adam's m after one step with these options."""
     path = tmp_path / 'model'
-    run(*TINY, '--steps', 1, '--save', path, '--samples', 0, *options)
+    cli(*TINY, '--steps', 1, '--save', path, '--samples', 0, *options)
     m = microgpt.load_checkpoint(path).adam.m
     path.unlink()
     return m
 
 
-def test_a_batch_gives_the_mean_of_the_gradients(tmp_path):
+def test_a_batch_gives_the_mean_of_the_gradients(tmp_path, cli):
     same = Run('small', microgpt.Config(1, 4, 2, 6))
     gradients = []
     for step in range(2):
-        tokens = same.tokens(step)
-        found = microgpt.document_gradients(
-            same.model, same.config, same.adam.params, tokens
-        )
+        tokens = microgpt.encode(same.docs[step], same.vocab)
+        found = microgpt.document_gradients(same.model, same.params, tokens)
         gradients.append(found[1])
     expected = [0.15 * (g + h) / 2 for g, h in zip(*gradients)]
-    assert moments(tmp_path, '--batch-size', 2) == pytest.approx(expected, rel=1e-12)
+    found = moments(cli, tmp_path, '--batch-size', 2)
+    assert found == pytest.approx(expected, rel=1e-12)
 
 
-def test_clipping_bounds_the_length_of_the_gradient_and_keeps_its_direction(tmp_path):
-    free = moments(tmp_path)
-    assert moments(tmp_path, '--grad-clip', 1e6) == free
+def test_clipping_bounds_the_length_of_the_gradient(tmp_path, cli):
+    free = moments(cli, tmp_path)
+    assert moments(cli, tmp_path, '--grad-clip', 1e6) == free
     length = math.sqrt(sum(m * m for m in free))  # of 0.15 times the gradient
     expected = [m * 0.15 * 0.01 / length for m in free]
-    assert moments(tmp_path, '--grad-clip', 0.01) == pytest.approx(expected, rel=1e-9)
+    clipped = moments(cli, tmp_path, '--grad-clip', 0.01)
+    assert clipped == pytest.approx(expected, rel=1e-9)
 
 
-def test_epochs_are_rounds_through_the_training_documents():
-    result = run(
-        '--data', SMALL, *SIZES, '--epochs', 2, '--batch-size', 4, '--samples', 0
-    )
-    assert 'step 14 / 14' in result.stderr  # 27 of 30 documents twice, 4 a step
+def test_epochs_are_rounds_through_the_training_documents(cli):
+    settings = ['--data', SMALL, *SIZES, '--epochs', 2, '--batch-size', 4]
+    assert 'step 14 / 14' in cli(*settings).stderr  # 27 of 30 documents twice, by 4
 
 
 def test_the_rate_starts_full_and_falls_to_zero():
@@ -381,22 +335,112 @@ def test_the_rate_starts_full_and_falls_to_zero():
 
 
 def test_the_number_of_workers_changes_no_bit(tmp_path):
-    settings = [
-        '--data',
-        SMALL,
-        *SIZES,
-        '--steps',
-        4,
-        '--batch-size',
-        5,
-        '--grad-clip',
-        0.5,
-    ]
+    settings = ['--data', SMALL, *SIZES, '--steps', 4, '--batch-size', 5]
     results = []
-    for workers in (1, 2, 3, 9):
+    for workers in (1, 2, 9):
         path, log = tmp_path / f'model {workers}', tmp_path / f'log {workers}'
         outputs = ['--workers', workers, '--save', path, '--log', log]
-        result = run(*settings, *outputs)
-        assert result.returncode == 0, result.stderr
+        result = run(*settings, *outputs, '--grad-clip', 0.5)
+        assert result.returncode == 0 and 'without' not in result.stderr
         results.append((result.stdout, path.read_bytes(), log.read_text()))
     assert results[0][0] and all(result == results[0] for result in results)
+
+
+# ---- names -------------------------------------------------------------------
+
+P = [0.1, 0.5, 0.02, 0.25, 0.13]  # the probabilities of five tokens
+RESTRICTED = {  # top_k, top_p: the tokens that may be drawn
+    (0, 1.0): [0, 1, 2, 3, 4],
+    (99, 1.0): [0, 1, 2, 3, 4],
+    (3, 1.0): [1, 3, 4],
+    (1, 1.0): [1],
+    (0, 0.0): [1],
+    (0, 0.49): [1],
+    (0, 0.51): [1, 3],
+    (0, 0.76): [1, 3, 4],
+    (0, 0.99): [0, 1, 2, 3, 4],
+    (2, 0.99): [1, 3],
+    (2, 0.6): [1],  # 0.5 of 0.75 is more than 0.6
+}
+
+
+@pytest.mark.parametrize('limits', RESTRICTED)
+def test_top_k_and_top_p_leave_the_likeliest(limits):
+    assert microgpt.restrict(P, *limits) == RESTRICTED[limits]
+    assert P == [0.1, 0.5, 0.02, 0.25, 0.13]
+
+
+def test_draws_have_the_probabilities_that_remain(cli, checkpoint):
+    run, n = microgpt.load_checkpoint(checkpoint), 400
+    run.options.temperature, run.options.top_k = 1.0, 4
+    logits = microgpt.gpt(run.model, 26, 0, microgpt.new_cache(run.model))
+    p = microgpt.numbers(microgpt.softmax(logits))
+    likeliest = sorted(range(27), key=lambda token: -p[token])[:4]
+    first = collections.Counter(microgpt.new_name(run)[:1] for _ in range(n))
+    assert set(first) <= {(run.vocab[:-1] + '\0')[t].strip('\0') for t in likeliest}
+    for token in likeliest:
+        share = p[token] / sum(p[t] for t in likeliest)
+        count = first[run.vocab[token].strip()]
+        assert abs(count - n * share) <= 4 * math.sqrt(n * share * (1 - share))
+
+
+def test_limits_that_allow_everything_change_no_name(cli):
+    plain = cli(*TINY).stdout
+    assert cli(*TINY, '--top-p', 1, '--top-k', 27).stdout == plain
+    greedy = {cli(*TINY, '--temperature', t, '--samples', 1).stdout for t in (0, 1e-300)}
+    assert len(greedy) == 1 and greedy != {plain.splitlines(True)[0]}
+
+
+@pytest.mark.parametrize('prompt', ['kw', 'kwamea', 'e\u0301', '\u00e9'])
+def test_every_name_begins_with_the_prompt(prompt, cli):
+    settings = ['--data', UNICODE if 'k' not in prompt else SMALL, *SIZES, '--steps', 2]
+    names = cli(*settings, '--prompt', prompt, '--temperature', 2).stdout.splitlines()
+    start = microgpt.normal(prompt)
+    assert len(names) == 20 and all(name.startswith(start) for name in names)
+    assert len(set(names)) > 5 or len(prompt) == 6  # which is as long as names can be
+
+
+def test_filters_hold_for_every_name(cli):
+    filters = ['--min-length', 2, '--max-length', 4, '--alphabetic', '--unique']
+    result = cli('--data', UNICODE, *SIZES, '--steps', 0, '--temperature', 5, *filters)
+    names = result.stdout.splitlines()
+    assert len(names) == len(set(names)) == 20
+    assert all(2 <= len(name) <= 4 and name.isalpha() for name in names)
+
+
+WANTED = {  # a name and an option: is it wanted?
+    ('zo\u00eb', 'alphabetic'): True,
+    ('\u0905\u0928\u093f\u0932', 'alphabetic'): True,  # Anil, with a vowel mark
+    ("o'neill", 'alphabetic'): False,
+    ('', 'alphabetic'): False,
+    ('anna', 'unique'): False,
+    ('anna', 'novel'): True,
+    ('bert', 'novel'): False,
+    ('', 'novel'): False,
+}
+
+
+@pytest.mark.parametrize('name, option', WANTED)
+def test_a_name_is_wanted_if_it_passes_the_filters(name, option):
+    options = microgpt.all_options({option: True})
+    wanted = microgpt.is_wanted(name, options, printed=['anna'], known={'', 'bert'})
+    assert bool(wanted) is WANTED[name, option]
+
+
+def test_the_share_of_new_names_and_the_missing_ones_are_told(tmp_path, cli):
+    result = cli('--data', SMALL, '--steps', 30, '--temperature', 3)
+    known = {'', *microgpt.load_docs(SMALL)}  # an empty line is no new name
+    new = sum(name not in known for name in result.stdout.splitlines())
+    assert f'{new} of 20 names are new (not in the data)' in result.stderr
+    (tmp_path / 'data').write_text('a\n')
+    few = ['--steps', 0, '--block-size', 1, '--unique']
+    result = cli('--data', tmp_path / 'data', *few)
+    assert sorted(result.stdout.split('\n')) == ['', '', 'a']
+    assert '18 names are missing' in result.stderr
+
+
+def test_control_characters_in_names_are_printed_as_escapes(tmp_path, cli):
+    (tmp_path / 'data').write_text('a\x1b[31m\nb\x07\n')
+    settings = ['--steps', 101, '--temperature', 5, '--samples', 50]
+    result = cli('--data', tmp_path / 'data', *settings)
+    assert '\x1b' not in result.stdout + result.stderr and '\\x1b' in result.stdout

@@ -1,5 +1,6 @@
 """Part I as a text: its worked examples are right, and it opens as a notebook."""
 
+import ast
 import doctest
 import math
 import random
@@ -10,7 +11,7 @@ import pytest
 from conftest import SCRIPT, part_1
 
 import microgpt
-from microgpt import Value
+from microgpt import Value, numbers
 
 SOURCE = SCRIPT.read_text('utf-8')
 
@@ -33,13 +34,10 @@ def prose():
 
 def example(words):
     """The lines of the fenced block that has these words in it."""
-    blocks = [
-        block
-        for block in re.findall(r'(?s)```text\n(.*?)```', prose())
-        if words in block
-    ]
-    assert len(blocks) == 1, words
-    return blocks[0].splitlines()
+    blocks = re.findall(r'(?s)```text\n(.*?)```', prose())
+    found = [block for block in blocks if words in block]
+    assert len(found) == 1, words
+    return found[0].splitlines()
 
 
 def row(line):
@@ -47,16 +45,12 @@ def row(line):
     return re.findall(r'(?<![\w.])-?\d+(?:\.\d+)?', line)
 
 
-def assert_shown(written, values):
-    """Assert that numbers are written as these values are, rounded."""
-    assert len(written) == len(values)
-    for text, value in zip(written, values):
+def assert_shown(written, found):
+    """Assert that numbers are written as these are, rounded."""
+    assert len(written) == len(found)
+    for text, number in zip(written, found):
         digits = len(text.partition('.')[2])
-        assert float(text) == pytest.approx(value, abs=0.501 * 10**-digits), written
-
-
-def numbers(values):
-    return [value.data for value in values]
+        assert float(text) == pytest.approx(number, abs=0.501 * 10**-digits), written
 
 
 def values(written):
@@ -73,9 +67,8 @@ def test_the_examples_in_docstrings_are_right():
 
 def test_the_example_of_tokens_is_right():
     vocab = microgpt.vocabulary(['abcdefghijklmnopqrstuvwxyz'])
-    tokens = microgpt.encode('emma', vocab)
     lines = example('tokens    BOS')
-    assert_shown(row(lines[0]), tokens)
+    assert_shown(row(lines[0]), microgpt.encode('emma', vocab))
     assert [line.split()[-1] for line in lines[3:]] == ['e', 'm', 'm', 'a', 'BOS']
 
 
@@ -88,24 +81,32 @@ def test_the_example_of_the_chain_rule_is_right():
     made, end = f'c = a * b = {c.data:g}', f'loss = c + a = {loss.data:g}'
     assert lines[0] == f'forward: a = 2, b = 3, {made}, {end}'
     assert_shown(row(lines[-1]), [c.grad, a.grad, b.grad])
-    assert [eval(product) for product in re.findall(r'\d \* \d', lines[3])] == [1, 1]
-    assert [eval(product) for product in re.findall(r'\d \* \d', lines[4])] == [3, 2]
+    products = [eval(text) for text in re.findall(r'\d \* \d', '\n'.join(lines[3:]))]
+    assert products == [1, 1, 3, 2]
 
 
-@pytest.mark.parametrize('words', ['exp of scores', 'softmax(rmsnorm(x))'])
-def test_the_examples_of_softmax_and_of_the_norm_are_right(words):
-    for line in example(words)[1:]:
-        written = row(line)
-        x = values(written[:3])
-        if words == 'exp of scores':
-            expected = [
-                *numbers(score.exp() for score in x),
-                *numbers(microgpt.softmax(x)),
-            ]
-        else:
-            normed = microgpt.softmax(microgpt.rmsnorm(x))
-            expected = [*numbers(microgpt.softmax(x)), *numbers(normed)]
-        assert_shown(written[3:], expected)
+def softmaxed(x):
+    return numbers(microgpt.softmax(x))
+
+
+TABLES = {  # words of a table, how many numbers are given, and what follows from them
+    'exp of scores': (3, lambda x: numbers(x_i.exp() for x_i in x) + softmaxed(x)),
+    'softmax(rmsnorm(x))': (3, lambda x: softmaxed(x) + softmaxed(microgpt.rmsnorm(x))),
+    'temperature    probabilities': (4, lambda x: softmaxed([s / x[3] for s in x[:3]])),
+    'relu(a - b) + relu(b - a)': (
+        2,
+        lambda x: numbers([x[0] + x[1], (x[0] - x[1]).relu() + (x[1] - x[0]).relu()]),
+    ),
+}
+
+
+@pytest.mark.parametrize('words', TABLES)
+def test_the_tables_of_numbers_are_right(words):
+    given, function = TABLES[words]
+    rows = [row(line) for line in example(words)[1:]]
+    assert len(rows) >= 2
+    for written in rows:
+        assert_shown(written[given:], function(values(written[:given])))
 
 
 def test_the_example_of_attention_is_right():
@@ -115,27 +116,21 @@ def test_the_example_of_attention_is_right():
     table = [row(line) for line in lines[1:4]]
     keys = [values(written[:4]) for written in table]
     dots = numbers(microgpt.linear(query, keys))
-    weights = microgpt.attention_weights(query, keys)
-    rows = [values(written[-4:]) for written in table]
+    one_hot = [values(text) for text in ('100', '010', '001')]  # they find the weights
+    weights = numbers(microgpt.attention(query, keys, one_hot))
     for written, dot, weight in zip(table, dots, weights):
         assert sum(map(int, written[4:8])) == dot
-        assert_shown(written[8:12], [dot, dot, 2, dot / 2])
-        assert_shown(written[12:13], [weight.data])
-    mean = microgpt.linear(weights, [list(column) for column in zip(*rows)])
-    assert_shown(row(lines[-1]), numbers(mean))
+        assert_shown(written[8:13], [dot, dot, 2, dot / 2, weight])
+    rows = [values(written[-4:]) for written in table]
+    assert_shown(row(lines[-1]), numbers(microgpt.attention(query, keys, rows)))
 
 
 def test_the_example_of_scores_that_are_too_large_is_right():
-    small, large = [row(line) for line in example('growth of the weight of m')[2:]]
-    assert [10 * float(score) for score in small[:3]] == [
-        float(score) for score in large[:3]
-    ]
-    for written in (small, large):
+    for written in [row(line) for line in example('growth of the weight of m')[2:]]:
         scores = values(written[:3])
-        weights = numbers(microgpt.softmax(scores))
+        weights = softmaxed(scores)
         scores[2].data += 0.1
-        grown = numbers(microgpt.softmax(scores))
-        assert_shown(written[3:], [*weights, grown[2] - weights[2]])
+        assert_shown(written[3:], [*weights, softmaxed(scores)[2] - weights[2]])
 
 
 def size(x):
@@ -143,14 +138,14 @@ def size(x):
     return math.sqrt(sum(number * number for number in numbers(x)) / len(x))
 
 
-def test_before_training_embeddings_and_notes_have_the_sizes_that_chapter_7_names():
+def test_before_training_embeddings_and_notes_have_the_size_that_chapter_6_names():
     config = microgpt.Config()
     model = microgpt.new_model(config, 27, random.Random(1))
-    layer, cache = model['layers'][0], microgpt.new_cache(config)[0]
     x = microgpt.add(model['wte'][0], model['wpe'][0])
     assert size(x) == pytest.approx(0.1, abs=0.05)
-    x = microgpt.rmsnorm(x)
-    for note in (microgpt.attention(x, layer, cache), microgpt.mlp(x, layer)):
+    x, layer = microgpt.rmsnorm(x), model['layers'][0]
+    first = microgpt.multi_head(x, layer, config.n_head, [], [])
+    for note in (first, microgpt.mlp(x, layer)):
         assert size(note) == pytest.approx(0.1, abs=0.05)
 
 
@@ -185,14 +180,7 @@ def test_the_example_of_adam_is_right():
         assert_shown(written[1:], [adam.m[0], m_hat, adam.v[0], v_hat, moved])
 
 
-def test_the_example_of_temperature_is_right():
-    for line in example('temperature    probabilities')[1:]:
-        written = row(line)
-        scores = [score / float(written[3]) for score in values(written[:3])]
-        assert_shown(written[4:], numbers(microgpt.softmax(scores)))
-
-
-def test_main_prints_what_chapter_12_shows_and_the_notepad_keeps_its_size(
+def test_main_prints_what_chapter_12_shows_and_x_keeps_the_size_that_chapter_6_names(
     monkeypatch, capsys
 ):
     sizes = []
@@ -208,12 +196,9 @@ def test_main_prints_what_chapter_12_shows_and_the_notepad_keeps_its_size(
     microgpt.main()
     printed = capsys.readouterr().out.splitlines()
     lines = example('step    1 / 1000')
-    assert printed[:2] == lines[:2]
-    assert printed[10:15] == lines[3:8]
-    notepads = sizes[2::3]  # after embeddings, attention and MLP
-    means = [
-        sum(notepads[i : i + 500]) / 500 for i in range(0, len(notepads) - 500, 500)
-    ]
+    assert printed[:2] + printed[10:15] == lines[:2] + lines[3:8]
+    x = sizes[2::3]  # after embeddings, attention and MLP
+    means = [sum(x[i : i + 500]) / 500 for i in range(0, len(x) - 500, 500)]
     assert min(means) > 1.05 and max(means) < 1.45
 
 
@@ -222,8 +207,28 @@ def test_the_sizes_of_this_model_are_right():
     model = microgpt.new_model(config, 27, microgpt.random.Random(1))
     assert f'| parameters | {len(microgpt.parameters(model)):,} |' in prose()
     names = ('layers', '`n_embd`', 'heads per layer', 'positions')
-    for name, size in zip(names, config):
-        assert f'| {name} | {size} |' in prose()
+    for name, number in zip(names, config):
+        assert f'| {name} | {number} |' in prose()
+
+
+# ---- the results behind bare expressions -------------------------------------
+
+
+def test_every_chapter_ends_with_an_expression_and_its_result():
+    source, kernel, chapters = part_1(), types.ModuleType('part_1'), []
+    lines = source.splitlines()
+    for statement in ast.parse(source).body:
+        code = compile(ast.Module([statement], []), 'part_1.py', 'exec')
+        comment = lines[statement.end_lineno - 1].partition('  # ')[2]
+        if not isinstance(statement, ast.Expr) or not comment:
+            exec(code, kernel.__dict__)
+            continue
+        before = '\n'.join(lines[: statement.lineno])
+        chapters.append(int(re.findall(r'(?m)^# ## (\d+)\. ', before)[-1]))
+        found = repr(eval(ast.unparse(statement), kernel.__dict__))
+        assert re.sub(r'[\d.e-]+', '', found) == re.sub(r'[\d.e-]+', '', comment)
+        assert_shown(row(comment), [float(number) for number in row(found)])
+    assert set(chapters) == set(range(2, 12)) and max(map(chapters.count, chapters)) <= 2
 
 
 # ---- the notebook ------------------------------------------------------------
@@ -234,13 +239,11 @@ def test_the_file_is_a_notebook_whose_prose_is_markdown():
     assert kinds.count('markdown') >= 10 and kinds.count('code') >= 10
     for kind, body in cells():
         lines = body.strip().splitlines()
+        comments = [line.startswith('#') for line in lines]
         if kind == 'code':
-            comments = [line.startswith('#') for line in lines]
-            assert not any(all(comments[i : i + 6]) for i in range(len(lines) - 5)), (
-                body
-            )
-        elif not body.startswith('"""'):
-            assert all(line.startswith('#') for line in lines)
+            assert not any(all(comments[i : i + 6]) for i in range(len(lines) - 5)), body
+        else:
+            assert body.startswith('"""') or all(comments)
 
 
 def test_paragraphs_are_short_and_lines_are_narrow():
@@ -248,32 +251,34 @@ def test_paragraphs_are_short_and_lines_are_narrow():
         lines = paragraph.strip().splitlines()
         is_list = lines and lines[0].startswith(('|', '-'))
         assert is_list or len(lines) <= 6, paragraph
-    for kind, body in cells():
-        limit = 80 if kind == 'markdown' else 88
-        assert all(len(line) <= limit for line in body.splitlines())
+    for line in SOURCE.splitlines():
+        assert len(line) <= (80 if line.startswith('#') else 88), line
 
 
 def test_every_chapter_has_its_number():
-    numbers = [int(number) for number in re.findall(r'(?m)^## (\d+)\. ', prose())]
-    assert numbers == list(range(1, len(numbers) + 1)) and len(numbers) > 13
+    chapters = [int(number) for number in re.findall(r'(?m)^## (\d+)\. ', prose())]
+    assert chapters == list(range(1, len(chapters) + 1)) and len(chapters) > 13
 
 
-@pytest.mark.parametrize('by_cells', [False, True])
-def test_pasted_into_a_notebook_it_trains_and_samples(
-    by_cells, tmp_path, monkeypatch, capsys
-):
+@pytest.mark.parametrize('kind', ['cells', 'cells of VS Code', 'one cell', 'a script'])
+def test_in_a_notebook_and_only_there_both_parts_run(kind, tmp_path, monkeypatch, capsys):
     (tmp_path / 'input.txt').write_text('ab\nba\nb\n')
     monkeypatch.chdir(tmp_path)
-    kernel = types.ModuleType('__main__')  # without __file__, as a kernel has it
     monkeypatch.setattr('sys.argv', ['ipykernel_launcher.py', '-f', 'kernel-1.json'])
-    for text in [body for _, body in cells()] if by_cells else [SOURCE]:
+    kernel = types.ModuleType('__main__')
+    if kind != 'a script':
+        kernel.get_ipython = lambda: None
+    if kind == 'cells of VS Code':
+        kernel.__file__ = str(tmp_path / 'notebook.ipynb')
+    texts = [body for _, body in cells()] if 'cells' in kind else [SOURCE]
+    if kind == 'a script':
+        texts = [part_1()]  # the rest would take pytest's place
+    for text in texts:
+        text = text.replace('steps=1000', 'steps=20').replace('int, 1000', 'int, 20')
         exec(compile(text, '<cell>', 'exec'), kernel.__dict__)
     printed = capsys.readouterr()
-    assert len(printed.out.splitlines()) == 20 and 'step 1000 / 1000' in printed.err
-    assert kernel.Value(1.0).data == 1.0
-
-
-def test_part_1_alone_is_a_notebook_that_runs_from_top_to_bottom():
-    kernel = types.ModuleType('__main__')
-    exec(part_1(), kernel.__dict__)
-    assert callable(kernel.main)
+    by_part_1, by_part_2 = 2 + 20, 20  # lines: losses and names, and names alone
+    expected = 0 if kind == 'a script' else by_part_1 + by_part_2
+    assert len(printed.out.splitlines()) == expected
+    assert ('step 20 / 20' in printed.err) == (kind != 'a script')
+    assert len(kernel.model['wte']) == (27 if kind == 'a script' else 3)
