@@ -160,7 +160,8 @@ encode('emma', vocabulary(['emma']))  # [3, 1, 2, 2, 0, 3]
 #   grows for ever, even if nobody calls `backward`. (Chapter 10 does so.)
 # - What stood on it is a mere number from then on. New operations may use it,
 #   but it hands on nothing, and to call its `backward` is an error.
-# - Between a computation and its `backward`, no number may change.
+# - Between a computation and its `backward`, no number may change, since some
+#   slopes are read only then.
 
 # %%
 def by_slopes(inputs, slopes, grad):
@@ -219,7 +220,7 @@ class Value:
         result = self.data / other.data
         return Value(result, (self, other), (1 / other.data, -result / other.data))
 
-    def __pow__(self, n):  # math.pow: no complex numbers, but an error
+    def __pow__(self, n):  # math.pow refuses roots of negative numbers
         return Value(math.pow(self.data, n), (self,), (n * self.data ** (n - 1),))
 
     def exp(self):
@@ -253,13 +254,14 @@ class Value:
     def backward(self):
         """Find the derivative of this Value with respect to all that it depends on.
 
-        It is added to the grad of parameters, since the gradient of a sum of losses is
-        the sum of theirs. The grad of Values on the tape begins at 0 in each call.
+        It is added to the grad of parameters, so that one may call this for several
+        losses. The grad of Values on the tape begins at 0: otherwise a second call
+        would hand on once more what the first has handed on.
         """
         assert not self.inputs or self in reversed(Value.tape), 'its tape was cleared'
         for result in Value.tape:
             result.grad = 0.0
-        self.grad += 1.0
+        self.grad += 1.0  # not =, for it may be a parameter
         for result in reversed(Value.tape):
             if result.grad:  # 0 would hand on nothing but zeros
                 result.hand_on(result.inputs, result.slopes, result.grad)
@@ -457,8 +459,8 @@ def gpt(model, token, position, cache):
     cache: from new_cache(). It has all earlier positions; this one is added.
     """
     lengths = [len(keys) for keys, values in cache]
-    here = f'at position {position}, the cache has {lengths}: see new_cache()'
-    assert lengths == [position] * len(model['layers']), here
+    problem = f'at position {position}, the cache has {lengths}: see new_cache()'
+    assert lengths == [position] * len(model['layers']), problem
     n_head = model['config'].n_head
     x = rmsnorm(add(model['wte'][token], model['wpe'][position]))
     for layer, (keys, values) in zip(model['layers'], cache):
@@ -470,16 +472,15 @@ def gpt(model, token, position, cache):
 # %% [markdown]
 # Why is a note *added* to the notepad, and not put in its place? In a sum,
 # every term has slope 1, so gradients have a way back that leads around the
-# layers. Through all layers they would be multiplied by one slope after the
-# other, and in deep models end near 0 or far too large. And a layer that has
-# not yet learnt anything erases nothing. (This is called a *residual*
-# connection.)
+# layers. Otherwise they would have to go through all layers and be multiplied
+# by one slope after the other: ten times 0.5 is 0.001. And a layer that has not
+# yet learnt anything erases nothing. (This is called a *residual* connection.)
 #
 # Attention and the MLP read normed copies of the notepad. The notepad itself is
-# normed only when it begins. Before training, embeddings are small, about 0.1,
-# and so are the first notes, which mean nothing yet: they would be as loud as
-# the token. After that, its size stays near 1 (we measured it), so `lm_head`
-# can read it as it is.
+# normed only when it begins. Without that, the notes of an untrained model,
+# which mean nothing, would be as large as the embeddings, and half hide them:
+# both have a size of about 0.1. With it, the size of the notepad stays near 1,
+# from the first step of `main` to the last, so `lm_head` can read it as it is.
 #
 # ### Attention: fetching from earlier positions
 #
@@ -548,7 +549,8 @@ numbers(attention(query, keys, values))  # [0.09, 0.67, 0.24, 0.24]
 # And dot products get larger when lists get longer. Before training, what is
 # added up is as often negative as positive, so it cancels in part, but not
 # wholly. A sum of n numbers, each 1 or -1 at random, has the size sqrt(n), as a
-# root mean square over many such sums:
+# root mean square over many such sums. (In the square of a sum, the squares
+# give n, and the mixed products cancel out on average.)
 #
 # ```text
 # n              1     4     16    64
@@ -605,7 +607,7 @@ def multi_head(x, layer, n_head, keys, values):
     keys.append(split(linear(x, layer['attn_wk']), n_head))
     values.append(split(linear(x, layer['attn_wv']), n_head))
     found = []
-    # zip(*keys): the same keys, but (n_head, positions, head_dim).
+    # zip(*keys) has the same keys, as (n_head, positions, head_dim).
     for query, head_keys, head_values in zip(queries, zip(*keys), zip(*values)):
         found += attention(query, head_keys, head_values)  # (n_embd,) in the end
     return linear(found, layer['attn_wo'])
@@ -614,8 +616,8 @@ def multi_head(x, layer, n_head, keys, values):
 # %% [markdown]
 # ### MLP: thinking it over
 #
-# Attention fetches and averages what positions hand over. The MLP (*multi-layer
-# perceptron*) can draw conclusions from it.
+# Attention fetches and averages what positions hand over, and makes nothing new
+# of it. The MLP (*multi-layer perceptron*) can draw conclusions.
 #
 # Every row of `mlp_fc1` looks for a pattern, perhaps "a vowel, after a
 # consonant": its dot product with x is the score of the pattern. If it is below
@@ -651,9 +653,9 @@ def mlp(x, layer):
 #
 # | name | stands for | shape |
 # |---|---|---|
-# | `wte` | *word token embedding* | (tokens, n_embd) |
+# | `wte` | *word token embedding* | (vocab_size, n_embd) |
 # | `wpe` | *word position embedding* | (block_size, n_embd) |
-# | `lm_head` | *language model head* | (tokens, n_embd) |
+# | `lm_head` | *language model head* | (vocab_size, n_embd) |
 # | `attn_wq` | attention: weights for the *query* | (n_embd, n_embd) |
 # | `attn_wk`, `attn_wv` | the same for *key* and *value* | (n_embd, n_embd) |
 # | `attn_wo` | the same for the *output* | (n_embd, n_embd) |
@@ -708,12 +710,12 @@ def parameters(part):
     """All Values in a model, or in a part of it, in order and each of them once."""
     if isinstance(part, Value):
         return [part]
-    if isinstance(part, (int, float, str)):  # a size, for example
+    if isinstance(part, (int, float, str)):  # such as the sizes
         return []
     if isinstance(part, dict):
         part = part.values()
     found = [p for inner in part for p in parameters(inner)]
-    return list(dict.fromkeys(found))  # some models use a matrix in two places
+    return list(dict.fromkeys(found))  # some models, not ours, use one in two places
 
 
 model = new_model(Config(), 27, random.Random(42))
@@ -952,7 +954,7 @@ def main(path='input.txt', steps=1000, samples=20, temperature=0.5, seed=42):
         adam.update(rate=0.01 * (1 - step / steps))
         Value.tape.clear()
         losses.append(loss.data)
-        del loss  # its Values are not needed while the next loss is computed
+        del loss  # frees its Values before the next loss is computed
         if adam.step % 100 == 0 or adam.step in (1, steps):
             mean_loss = sum(losses[-100:]) / len(losses[-100:])
             print(f'step {adam.step:4} / {steps} | mean loss {mean_loss:.4f}')
@@ -1007,8 +1009,7 @@ if 'get_ipython' in globals():  # which only notebooks and IPython define
 # %% [markdown]
 # # Part II: the tool
 #
-# From here on it is ordinary Python around Part I: options, files, pictures. It
-# calls Part I's functions and repeats none of them.
+# From here on it is ordinary Python around Part I: options, files, pictures.
 #
 # ## 14. The whole program
 #
@@ -1026,7 +1027,7 @@ import hashlib
 import http.client
 import itertools
 import json
-import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import struct
@@ -1036,7 +1037,6 @@ import threading
 import time
 import unicodedata
 from collections import deque
-from multiprocessing.connection import wait
 
 
 class Problem(Exception):
@@ -1308,8 +1308,8 @@ def find_names():
 
 def read_data(options, run):
     """The Data of a run, or None if it only samples and does not need any."""
-    needed = options.novel or options.epochs is not None
-    if run and run.step >= options.steps and not (needed or run.has_other_data):
+    is_done = run and run.step >= options.steps and options.epochs is None
+    if is_done and not (options.novel or run.has_other_data):
         return None
     data = Data(options.data or find_names(), options.seed, options.val_fraction)
     options.data = data.path
@@ -1478,8 +1478,8 @@ def unpack(content):
     require(settings.keys() <= set(KEPT), 'it has settings that are unknown here')
     vocab = metadata['vocabulary'] + BOS
     require(vocab == vocabulary([vocab[:-1]]), 'its vocabulary is impossible')
-    digest = metadata.get('documents', '')
-    run = Run(all_options(settings), vocab, random.Random(0), digest)
+    documents = metadata.get('documents', '')
+    run = Run(all_options(settings), vocab, random.Random(0), documents)
     require(header == entries(run.model), 'its tensors are not those of this model')
     n = len(run.params)
     doubles = struct.unpack(f'<{3 * n}d', content[start:])
@@ -1716,7 +1716,7 @@ def shared_gradients(pipes, run, batch, signals):
         for pipe, share in shares.items():
             pipe.send((data, [batch[i] for i in share]))
         while len(results) < len(batch):
-            for pipe in wait(pipes, timeout=0.2):
+            for pipe in multiprocessing.connection.wait(pipes, timeout=0.2):
                 results.update(zip(shares[pipe], pipe.recv()))
             stop_if_asked(signals, run)
     except (EOFError, OSError):
@@ -1836,11 +1836,9 @@ class Progress:
         speed = (step - self.first) / max(now - self.began, 1e-9)
         minutes, seconds = divmod(int((steps - step) / speed), 60)
         name = sample(self.run.model, self.run.vocab, 0.5, self.rng)
-        say(
-            f'step {step:{len(str(steps))}} / {steps} | loss {loss:.4f} | '
-            f'mean {self.mean_loss():.4f} | {speed:.3g} steps/s | '
-            f'{minutes}:{seconds:02} left | {name}'
-        )
+        done = f'step {step:{len(str(steps))}} / {steps} | loss {loss:.4f}'
+        pace = f'{speed:.3g} steps/s | {minutes}:{seconds:02} left'
+        say(f'{done} | mean {self.mean_loss():.4f} | {pace} | {name}')
 
 
 class Log:
@@ -2077,14 +2075,11 @@ def mermaid(value, **names):
 # %%
 def restrict(probabilities, top_k, top_p):
     """The tokens that may be drawn, in ascending order."""
-    kept = sorted(range(len(probabilities)), key=lambda token: -probabilities[token])
-    if top_k:
-        kept = kept[:top_k]
-    if top_p < 1:
-        enough = top_p * sum(probabilities[token] for token in kept)
-        sums = itertools.accumulate(probabilities[token] for token in kept)
-        kept = kept[: 1 + sum(reached < enough for reached in sums)]
-    return sorted(kept)
+    n = len(probabilities)
+    kept = sorted(range(n), key=lambda token: -probabilities[token])[: top_k or n]
+    sums = list(itertools.accumulate(probabilities[token] for token in kept))
+    enough = sum(reached < top_p * sums[-1] for reached in sums) + 1
+    return sorted(kept[:enough])
 
 
 def new_name(run):

@@ -100,7 +100,7 @@ def counted(train, held_out, vocab, length):
 WHOLE = 'the whole model'
 DESCENT = 'with plain gradient descent'
 ATTENTION = 'multi_head(rmsnorm(x), layer, n_head, keys, values)'
-CHECK = "assert lengths == [position] * len(model['layers']), here"
+CHECK = "assert lengths == [position] * len(model['layers']), problem"
 MLP = 'mlp(rmsnorm(x), layer)'
 PARTS = {  # what stands in Part I, and what to put there: try it in the file
     WHOLE: [],

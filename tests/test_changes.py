@@ -42,7 +42,7 @@ CHANGES = {
     ],
     'no attention': [
         ('        x = add(x, multi_head(rmsnorm(x), layer, n_head, keys, values))\n', ''),
-        ("    assert lengths == [position] * len(model['layers']), here\n", ''),
+        ("    assert lengths == [position] * len(model['layers']), problem\n", ''),
     ],
     'descent': [(OPTIMIZER, DESCENT)],
     'descent that clears': [(OPTIMIZER, DESCENT + '; p.grad = 0.0')],
