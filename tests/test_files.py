@@ -14,8 +14,6 @@ from conftest import SIZES, SMALL, TESTS, TINY, refused, run
 import microgpt
 from microgpt import Problem, load_checkpoint, numbers
 
-FULL = [*TINY, *'--seed 5 --batch-size 2 --grad-clip 0.5 --decay cosine'.split()]
-
 
 def state(path):
     """All that a checkpoint consists of, in a form that can be compared."""
@@ -45,44 +43,40 @@ def write_checkpoint(path, header, doubles):
 
 KINDS = {
     'plain': [],
-    'batches, clipping, cosine': FULL[-4:] + ['--batch-size', '3'],
-    'workers': ['--batch-size', '4', '--workers', '2'],
-    'epochs': ['--batch-size', '2', '--epochs', '1'],
+    'batches': '--batch-size 3 --grad-clip 0.5 --decay cosine --seed 5'.split(),
+    'workers': '--batch-size 4 --workers 2'.split(),
+    'epochs': '--batch-size 2 --epochs 1'.split(),
 }
 
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_run_in_pieces_is_bit_for_bit_the_run_in_one(kind, tmp_path, cli, monkeypatch):
-    settings = ['--data', SMALL, *SIZES, *KINDS[kind]]
-    if kind != 'epochs':
-        settings += ['--steps', 14]
+    steps = [] if kind == 'epochs' else ['--steps', 14]
+    settings = ['--data', SMALL, *SIZES, *steps, *KINDS[kind]]
     straight, log = tmp_path / 'straight', tmp_path / 'log'
     process = run if kind == 'workers' else cli  # only a program can start workers
     names = process(*settings, '--save', straight, '--log', log).stdout
     cut, cut_log = tmp_path / 'cut', tmp_path / 'cut log'
-    files = ['--save', cut, '--log', cut_log]
-    original = microgpt.Progress.note
-    for stop in (1, 5, 9):
+    original, stops = microgpt.Progress.note, {1, 5, 9}
 
-        def note(progress, *args, stop=stop):
-            original(progress, *args)
-            if progress.run.step == stop:
-                raise MemoryError
+    def note(progress, *args):
+        original(progress, *args)
+        if progress.run.step in stops:
+            raise MemoryError
 
-        monkeypatch.setattr(microgpt.Progress, 'note', note)
-        assert cli(*settings, *files).returncode == 1
+    monkeypatch.setattr(microgpt.Progress, 'note', note)
+    for stop in sorted(stops):
+        assert cli(*settings, '--save', cut, '--log', cut_log).returncode == 1
         assert load_checkpoint(cut).step == stop
         settings = ['--load', cut]
-    monkeypatch.undo()
-    finished = process('--load', cut, *files, *KINDS[kind][2:])
-    assert finished.stdout == names and names.count('\n') == 20
-    assert state(cut) == state(straight)
-    assert cut_log.read_text() == log.read_text()
+    result = process(*settings, '--save', cut, '--log', cut_log)
+    assert result.stdout == names and names.count('\n') == 20
+    assert state(cut) == state(straight) and cut_log.read_text() == log.read_text()
 
 
 def test_a_loaded_model_writes_the_names_that_its_training_printed(tmp_path, cli):
     path = tmp_path / 'model'
-    trained = cli(*FULL, '--save', path, '--samples', 30, '--temperature', 1.5)
+    trained = cli(*TINY, '--save', path, '--samples', 30, '--temperature', 1.5)
     assert f'saved as {path}; look inside: --load {path} --inspect zoe' in trained.stderr
     assert cli('--load', path).stdout == trained.stdout
     names = [
@@ -174,7 +168,6 @@ def test_checkpoints_of_earlier_versions_load_and_write_the_same_names(name, cli
 
 def test_damage_anywhere_is_refused_or_changes_nothing(checkpoint):
     data, before, rng = checkpoint.read_bytes(), state(checkpoint), random.Random(1)
-    n_refused = 0
     for _ in range(300):
         place = rng.choice([rng.randrange(len(data)), rng.randrange(9000)])
         flipped = bytes([data[place] ^ 1 << rng.randrange(8)])
@@ -184,9 +177,7 @@ def test_damage_anywhere_is_refused_or_changes_nothing(checkpoint):
         try:
             assert state(checkpoint) == before and new == data
         except Problem as problem:
-            n_refused += 1
             assert str(checkpoint) in str(problem)
-    assert n_refused > 250
 
 
 def metadata(**changes):
@@ -222,7 +213,6 @@ ODD = {  # what somebody could write into a file, with a hash that is right
     'a setting that is no setting': settings(load='/etc/passwd'),
     'a setting of this run only': settings(save='/tmp/other'),
     'a setting of another kind': settings(n_layer='1'),
-    'a text in place of a number': settings(samples='20'),
     'no number at all': settings(steps=None),
     'a size of zero': settings(n_embd=0),
     'a gigantic size': settings(n_embd=10**12),
@@ -252,42 +242,23 @@ def test_numbers_beyond_reason_are_refused(number, checkpoint, cli):
     refused(cli('--load', checkpoint), 'cannot be loaded')
 
 
-NO_CHECKPOINTS = {
+OF_OTHERS = {
     'nothing': b'',
-    'a text': b'abc',
     'zeros': b'\0' * 300,
     'a zip file': b'PK\x03\x04' * 99,
-    'a safetensors file of others': b'\x18' + b'\0' * 7 + b'{"w": {"dtype": "F32"}}',
+    'a safetensors file': b'\x18' + b'\0' * 7 + b'{"w": {"dtype": "F32"}}',
 }
 
 
-@pytest.mark.parametrize('name', NO_CHECKPOINTS)
-def test_what_is_no_checkpoint_is_called_so_and_left_alone(name, tmp_path, cli):
-    path = tmp_path / 'model'
-    path.write_bytes(NO_CHECKPOINTS[name])
+@pytest.mark.parametrize('name', OF_OTHERS)
+def test_the_file_of_somebody_else_is_called_so_and_left_alone(name, tmp_path, cli):
+    path = tmp_path / 'file'
+    path.write_bytes(OF_OTHERS[name])
     refused(cli('--load', path), f'{path}: not a checkpoint of microgpt 1')
     refused(cli(*TINY, '--save', path), f'{path}: is there already')
-    assert path.read_bytes() == NO_CHECKPOINTS[name]
-
-
-def test_gigabytes_of_something_else_are_refused_without_being_read(tmp_path):
-    path = tmp_path / 'model'
-    with open(path, 'wb') as file:
-        file.truncate(4 * 2**30)  # a hole: it takes no room on the disk
-
-    import resource
-
-    def little_memory():
-        resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
-
-    refused(run('--load', path, preexec_fn=little_memory), 'not a checkpoint')
-
-
-def test_a_message_stays_one_line_whatever_is_in_a_file(checkpoint, cli):
-    header, doubles = parts(checkpoint)
-    settings(decay='new\nline\x1b[31m')(header)
-    write_checkpoint(checkpoint, header, doubles)
-    refused(cli('--load', checkpoint), 'decay')
+    if name != 'nothing':
+        refused(cli(*TINY, '--log', path), 'is not a log of microgpt')
+    assert path.read_bytes() == OF_OTHERS[name]
 
 
 # ---- only what is ours is replaced -------------------------------------------
@@ -359,18 +330,9 @@ def test_a_log_goes_on_and_says_what_was_there(checkpoint, cli):
     log.write_text(header + '11,2.5,0.1\n12,2.5,0.1\n')
     go_on = ['--load', checkpoint, '--steps', 14, '--samples', 0, '--log', log]
     assert str(log) not in cli(*go_on).stderr
-    assert [row.split(',')[0] for row in log.read_text().split()[1:]] == [
-        '11', '12', '13', '14',
-    ]  # fmt: skip
+    steps = [row.split(',')[0] for row in log.read_text().split()]
+    assert steps == ['step', '11', '12', '13', '14']
     assert f"{log}: after '14," in cli(*go_on).stderr  # which does not fit
     log.write_text(header + '12,2.')  # cut off by a full disk
     cli(*go_on)
     assert [row[:3] for row in log.read_text().split()[1:]] == ['12,', '13,', '14,']
-
-
-def test_a_file_that_is_no_log_is_not_written_to(tmp_path, cli):
-    for content in (b'my notes\n', b'\xff\0' * 300):
-        path = tmp_path / 'notes'
-        path.write_bytes(content)
-        refused(cli(*TINY, '--log', path), 'is not a log of microgpt')
-        assert path.read_bytes() == content
