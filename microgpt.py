@@ -6,7 +6,8 @@ This program reads a list of names, learns how names are spelled, and makes up
 new ones. Run it with `python microgpt.py`, or read it from here to the end: you
 need to know Python and school calculus; everything else is explained. (GPT
 stands for "generative pre-trained transformer": it generates text, it is
-trained before it is used, and a transformer is a model like that of chapter 6.)
+trained on plain text first, and a transformer is a model like that of chapter
+6.)
 
 **The game.** Given the letters so far, predict the next one. After "e", "m",
 "m" a good player says "most likely a". Whoever can play this game can also
@@ -18,19 +19,19 @@ its *parameters*, which are random at first. From the letters so far it computes
 a probability for every possible next letter.
 
 **The training.** The *loss* says how surprised the model was by the letters
-that really came. For every parameter, calculus tells how fast the loss grows
+that really came. For every parameter, calculus tells us how fast the loss grows
 when this parameter grows: its *gradient*. We move every parameter a little in
 the direction that lowers the loss, go on to the next name, and do so a thousand
 times.
 
 Part I is the complete algorithm. It follows Andrej Karpathy's microgpt (2026):
 on the same data it makes up the same names, with the same losses up to
-rounding. Part II makes a comfortable tool of it.
+rounding. Part II makes a convenient tool of it.
 
-Some numbers in the code are marked as *taste*: with others near them, the
-program still works, and learns a little better or worse. (So it is with all
-numbers in examples.) Every other number belongs to a formula. Most chapters end
-with an example and its result, rounded.
+Some numbers in the code are marked as *taste*: with others near them, where
+they are allowed, the program still works, and learns a little better or worse.
+(The same goes for all numbers in examples.) Every other number belongs to a
+formula. Most chapters end with an example and its result, rounded.
 """
 
 # %% [markdown]
@@ -68,9 +69,9 @@ def load_docs(path):
 # from a to z, the token of a is 0 and that of z is 25.
 #
 # One more character marks where a name begins and ends. We take the line break,
-# since no line contains one, and put it last in the vocabulary: token 26. It is
-# usually called BOS, "beginning of sequence". After the last letter, BOS is
-# what the model should predict: "here a new name begins".
+# since no line contains one, and put it last in the vocabulary: token 26. At
+# the beginning it is usually called BOS, "beginning of sequence". After the
+# last letter, it is what the model should predict: "here a new name begins".
 #
 # With all letters in the vocabulary, emma becomes six tokens, and gives five
 # predictions to practise on:
@@ -128,7 +129,7 @@ encode('emma', vocabulary(['emma']))  # [3, 1, 2, 2, 0, 3]
 # log(a)          1 / a
 # ```
 #
-# The *chain rule* makes the gradients of a long computation from these slopes.
+# The *chain rule* builds the gradients of a long computation from these slopes.
 # We start at the end: the gradient of the loss with respect to itself is 1.
 # Then we go back. Each Value hands to each of its inputs its own gradient times
 # the slope of that input:
@@ -156,8 +157,8 @@ encode('emma', vocabulary(['emma']))  # [3, 1, 2, 2, 0, 3]
 #
 # The tape has its rules:
 #
-# - Whoever computes has to clear it at the end, by `Value.tape.clear()`, or it
-#   grows for ever, even if nobody calls `backward`. (Chapter 10 does so.)
+# - Code that computes has to clear it at the end, by `Value.tape.clear()`, or
+#   it grows for ever, even if nothing calls `backward`. (Chapter 10 does so.)
 # - What stood on it is a mere number from then on. New operations may use it,
 #   but it hands on nothing, and to call its `backward` is an error.
 # - Between a computation and its `backward`, no number may change, since some
@@ -174,10 +175,12 @@ class Value:
     """A number that remembers which Values it was computed from.
 
     data: the number.
-    grad: after loss.backward(), the derivative of the loss with respect to it.
+    grad: after loss.backward(), the derivative of the loss with respect to it; in
+        parameters, those of several losses add up.
     inputs: the Values that it was computed from; a parameter has none.
     slopes: its derivative with respect to each of the inputs.
-    hand_on: the function that hands its grad on to the inputs.
+    hand_on: the function that hands its grad on to the inputs. (See dot() for one that
+        keeps other things in inputs and slopes.)
 
     >>> a, b = Value(2.0), Value(3.0)
     >>> loss = a * b + a
@@ -230,7 +233,7 @@ class Value:
     def log(self):
         return Value(math.log(self.data), (self,), (1 / self.data,))
 
-    # The rest follows from these. (For 2 - a, Python calls a.__rsub__(2).)
+    # These follow from the others. (For 2 - a, Python calls a.__rsub__(2).)
 
     __radd__ = __add__
     __rmul__ = __mul__
@@ -248,7 +251,7 @@ class Value:
         return Value(other) / self
 
     def relu(self):
-        """0 if it is negative, and else itself; this 0 depends on nothing."""
+        """Itself if it is positive, otherwise 0, which depends on nothing."""
         return Value(0.0) if self.data <= 0 else self
 
     def backward(self):
@@ -449,8 +452,8 @@ class Config(NamedTuple):
     n_layer: int = 1  # layers, each of them attention and an MLP
     n_embd: int = 16  # numbers in an embedding, and in x
     n_head: int = 4  # heads of attention; n_embd is a multiple of it
-    block_size: int = 16  # positions; longer documents are cut
-    # All four are taste: a larger model can learn more, and takes longer.
+    block_size: int = 16  # positions; documents of 16 letters or more lose their end
+    # All four are taste; with more of the first two it can learn more, and is slower.
 
 
 def gpt(model, token, position, cache):
@@ -479,8 +482,9 @@ def gpt(model, token, position, cache):
 # Attention and the MLP read normed copies of the notepad. The notepad itself is
 # normed only when it begins. Without that, the notes of an untrained model,
 # which mean nothing, would be as large as the embeddings, and half hide them:
-# both have a size of about 0.1. With it, the size of the notepad stays near 1,
-# from the first step of `main` to the last, so `lm_head` can read it as it is.
+# both have a size of about 0.1. With it, the size of the notepad stays between
+# 1 and 1.6 on average, from the first step of `main` to the last, so `lm_head`
+# can read it as it is.
 #
 # ### Attention: fetching from earlier positions
 #
@@ -562,12 +566,12 @@ numbers(attention(query, keys, values))  # [0.09, 0.67, 0.24, 0.24]
 #
 # ### Several heads, and a memory
 #
-# One such search gives one mean, in which all finds are mixed. So several
+# One such search gives one mean, in which all findings are mixed. So several
 # *heads* search side by side, each with its own part of query, key and value.
 # With `n_embd` 16 and 4 heads, each part has 4 numbers, the `head_dim`. One
 # head may look for the last vowel, another for the first letter. (These heads
 # have nothing to do with `lm_head`.) What they found stands side by side, too,
-# and `attn_wo` makes the note of it: each number can depend on all finds.
+# and `attn_wo` makes the note of it: each number can depend on all findings.
 #
 # ```text
 # numbers of q    0 1 2 3    4 5 6 7    8 9 10 11    12 13 14 15
@@ -662,7 +666,7 @@ def mlp(x, layer):
 # | `mlp_fc1` | MLP: the first *fully connected* step | (4 * n_embd, n_embd) |
 # | `mlp_fc2` | the second | (n_embd, 4 * n_embd) |
 #
-# They say *word* because they come from models whose tokens are pieces of
+# The names say *word* because they come from models whose tokens are pieces of
 # words. All numbers are drawn at random, from a normal distribution with mean 0
 # and standard deviation 0.08: about two in three are between -0.08 and 0.08.
 # Why so small? Large weights make large sums, which would be strong opinions,
@@ -722,8 +726,8 @@ model = new_model(Config(), 27, random.Random(42))
 len(parameters(model))  # 4192
 
 # %% [markdown]
-# Untrained, the model has no strong opinions. After BOS, token 26, this is the
-# lowest and the highest probability of a token; 1/27 is 0.037:
+# Untrained, the model has no strong opinions. After BOS, token 26, these are
+# the lowest and the highest probability of a token; 1/27 is 0.037:
 
 # %%
 probabilities = numbers(softmax(gpt(model, 26, 0, new_cache(model))))
@@ -746,8 +750,8 @@ min(probabilities), max(probabilities)  # (0.018, 0.067)
 # near 3.3.
 #
 # Why the logarithm? The probability that the model writes a whole name is the
-# *product* of the probabilities of its tokens, and the logarithm makes a *sum*
-# of it, to which every token adds its own surprise. So the lower the losses,
+# *product* of the probabilities of its tokens, and the logarithm turns it into
+# a *sum*, to which every token adds its own surprise. So the lower the losses,
 # the more probable are the real names. We take the mean over a name, so that a
 # long name does not count more than a short one.
 
@@ -775,10 +779,10 @@ document_loss(model, tokens).data  # 3.23
 # The rate is a small number, because g is only right near the present place.
 # *Adam* (Kingma and Ba, 2014) adds two ideas to it, and a correction.
 #
-# **One name is a noisy hint.** What helps with it may not help with others. So
-# Adam uses m in place of g. It is a running mean of g: at each step m keeps
-# 0.85 of itself (`beta1`) and takes in 0.15 of g. What is particular to single
-# names cancels out, and what they agree about remains.
+# **One name is a noisy hint.** What helps with that name may not help with
+# others. So Adam uses m in place of g. It is a running mean of g: at each step
+# m keeps 0.85 of itself (`beta1`) and takes in 0.15 of g. What is particular to
+# single names largely cancels out, and what they agree about remains.
 #
 # **Gradients differ a lot in size** from one parameter to the next, and size
 # does not say how far a parameter has to go. The parameters of a rare letter,
@@ -809,7 +813,7 @@ document_loss(model, tokens).data  # 3.23
 # ```
 #
 # Equal gradients move a parameter by the whole rate at each step, however large
-# they are. After an opposite one it almost stands still.
+# they are. If their signs alternate, it almost stands still.
 
 # %%
 class Adam:
@@ -826,7 +830,6 @@ class Adam:
 
     def update(self, rate, beta1=0.85, beta2=0.99, eps=1e-8):  # all three: taste
         """Move every parameter one step, to lower the loss; set its gradient to 0."""
-        assert any(p.grad for p in self.params), 'no gradients: see backward()'
         self.step += 1
         m, v = self.m, self.v
         m_correction = 1 - beta1 ** self.step
@@ -917,7 +920,8 @@ sample(model, vocab, 0.5, random.Random(24))  # 'rxb'
 #
 # Read the documents, make a model, train it, and let it write. The learning
 # rate starts at 0.01 and falls to 0: long steps to get near, short ones to
-# settle. (All numbers in `main` are taste.) In about ten seconds it prints:
+# settle. (All settings in `main` are taste.) In ten or twenty seconds it
+# prints:
 #
 # ```text
 # step    1 / 1000 | mean loss 3.2411
@@ -933,9 +937,9 @@ sample(model, vocab, 0.5, random.Random(24))  # 'rxb'
 #
 # Some names are easier than others, so the loss jumps from one to the next. The
 # lines show the mean of the last hundred, or of all if there are fewer. It
-# falls from more than 3.2 to less than 2.5. As exp(-2.5) is about 1/12, the
-# model is then as surprised as if it had to guess among 12 tokens, and no
-# longer among 27. Names are hard to guess.
+# falls from about 3.3 to about 2.5. As exp(-2.5) is about 1/12, the model is
+# then as surprised as if it had to guess among 12 tokens, and no longer among
+# 27. Names are hard to guess.
 
 # %%
 def main(path='input.txt', steps=1000, samples=20, temperature=0.5, seed=42):
@@ -964,8 +968,8 @@ def main(path='input.txt', steps=1000, samples=20, temperature=0.5, seed=42):
 
 
 # %% [markdown]
-# `python microgpt.py` runs the comfortable version of this, from Part II. To
-# run this one: `python -c "import microgpt; microgpt.main()"`. In a notebook it
+# `python microgpt.py` runs the convenient version of this, from Part II. To run
+# this one: `python -c "import microgpt; microgpt.main()"`. In a notebook it
 # runs here:
 
 # %%
@@ -989,8 +993,8 @@ if 'get_ipython' in globals():  # which only notebooks and IPython define
 # | vocabulary | 27 characters | 50,257 pieces | 128,256 pieces |
 # | read in training | 1,000 names | 40 GB of web pages | 15 trillion tokens |
 #
-# - **Pieces of words.** Their tokens are frequent sequences of letters, found
-#   in the data beforehand, so that a text has fewer tokens.
+# - **Pieces of words.** Their tokens are frequent sequences of characters,
+#   found in the data beforehand, so that a text has fewer tokens.
 # - **Tensors and GPUs.** Instead of single Values they compute with *tensors*,
 #   whole blocks of numbers, on thousands of processors at once. The chain rule
 #   is the same.
@@ -998,12 +1002,13 @@ if 'get_ipython' in globals():  # which only notebooks and IPython define
 #   any text in some way. To make a chatbot, one trains it further on
 #   conversations, and on what people or programs judge to be good answers.
 #
-# What stays the same: embeddings, attention, MLP, residual additions, the loss
-# -log(p), Adam or a relative, and the game of predicting the next token.
+# What stays the same: embeddings of tokens, attention, MLP, residual additions,
+# the loss -log(p), Adam or a relative, and the game of predicting the next
+# token.
 #
 # For those who know GPT-2: RMSNorm is used in place of LayerNorm, and relu in
 # place of GELU; the embeddings are normed, and not what `lm_head` reads; there
-# are no biases and no dropout, and `lm_head` is a matrix of its own.
+# are no biases, no gains and no dropout, and `lm_head` is a matrix of its own.
 
 
 # %% [markdown]
@@ -1022,13 +1027,16 @@ if 'get_ipython' in globals():  # which only notebooks and IPython define
 import argparse
 import array
 import contextlib
+import errno
 import gc
 import hashlib
 import http.client
 import itertools
 import json
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import os
+import shlex
 import signal
 import struct
 import sys
@@ -1059,7 +1067,7 @@ def require(condition, message):
 
 def escaped(text):
     """A text without the characters that a terminal obeys instead of showing them."""
-    shown = '\n\u200c\u200d'  # the last two join letters in some scripts
+    shown = '\n\t\xa0\u3000\u200c\u200d'  # the last two join letters in some scripts
     chars = (c if c.isprintable() or c in shown else ascii(c)[1:-1] for c in text)
     return ''.join(chars)
 
@@ -1086,8 +1094,10 @@ def program(argv):
         say('\n'.join(picture(run, options.inspect)))
     try:
         print_names(run, data)
-    except BrokenPipeError:  # `head` has seen enough; Python would complain at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains at exit
+        if not isinstance(error, BrokenPipeError):  # of `head`, which has seen enough
+            raise Problem(f'standard output: {error.strerror}', 1) from None
     return 0 if all_well else 1
 
 
@@ -1131,7 +1141,7 @@ OPTIONS = {
     'epochs': Option('training', int, None, 'or: passes through all documents'),
     'batch_size': Option('training', int, 1, 'documents per step', 1),
     'learning_rate': Option('training', float, 0.01, 'at the first step'),
-    'decay': Option('training', str, 'linear', 'how the rate falls'),
+    'decay': Option('training', normal, 'linear', 'fall of the rate; or: cosine'),
     'grad_clip': Option('training', float, 0.0, 'longest gradient; 0: no limit'),
     'workers': Option('training', int, 1, 'processes for a batch; 0: all cores', 0, 60),
     'load': Option('files', str, None, 'checkpoint to go on from'),
@@ -1152,7 +1162,7 @@ OPTIONS = {
 }
 OF_THIS_RUN = ('epochs', 'workers', 'load', 'save', 'save_every', 'log', 'inspect')
 KEPT = [name for name in OPTIONS if name not in OF_THIS_RUN]  # in a checkpoint
-METAVARS = {int: 'N', float: 'X', str: 'FILE', normal: 'TEXT'}
+METAVARS = {int: 'N', float: 'X', str: 'FILE', normal: 'TEXT', bool: ''}
 
 
 def flag(name):
@@ -1175,11 +1185,9 @@ def option_parser():
     titles = dict.fromkeys(row.group for row in OPTIONS.values())
     groups = {title: parser.add_argument_group(title) for title in titles}
     for name, row in OPTIONS.items():
-        form = {'type': row.type, 'metavar': METAVARS.get(row.type)}
+        form = {'type': row.type, 'metavar': METAVARS[row.type]}
         if row.type is bool:
             form = {'action': argparse.BooleanOptionalAction}
-        elif name == 'decay':
-            form['metavar'] = '/'.join(DECAYS)
         default = str(row.default).removesuffix('.0')
         shown = '' if default in ('None', 'False', '') else f' ({default})'
         groups[row.group].add_argument(flag(name), help=row.help + shown, **form)
@@ -1190,11 +1198,10 @@ def read_options(argv):
     """All options, and the Run to go on from, or None."""
     arguments = vars(option_parser().parse_args(argv))
     given = {name: value for name, value in arguments.items() if value is not None}
-    for name, value in given.items():
-        check_value(name, value)
     require(not given.keys() >= {'steps', 'epochs'}, '--epochs goes without --steps')
     if 'load' not in given:
         return all_options(given), None
+    check_value('load', given['load'])
     run = load_checkpoint(given['load'])
     go_on(run, given)
     return run.options, run
@@ -1241,9 +1248,10 @@ def check(options):
 def check_value(name, value):
     """A Problem if an option cannot have this value."""
     row = OPTIONS[name]
-    is_file = row.type is str
-    empty = value == [] or is_file and (not value or '\0' in value)  # []: a lone --
-    require(not empty, f'{flag(name)} needs a value')
+    kind = {normal: str, float: (float, int)}.get(row.type, row.type)
+    is_bad_name = row.type is str and (not value or '\0' in value)
+    good = isinstance(value, kind) and not is_bad_name
+    require(good, f'{flag(name)} cannot be {value!r}')
     if row.type in (int, float):
         limits = f'{flag(name)} must be from {row.low} to {row.high}, not {value}'
         require(row.low <= value <= row.high, limits)
@@ -1300,16 +1308,16 @@ def find_names():
             content = answer.read()
     except (OSError, http.client.HTTPException) as error:
         raise Problem(f'no input.txt, and no download ({error}): see --data') from None
-    is_it = hashlib.sha256(content).hexdigest() == NAMES_SHA256
-    require(is_it, 'no input.txt, and something else came as download: see --data')
+    digest = hashlib.sha256(content).hexdigest()
+    require(digest == NAMES_SHA256, 'something else came in place of it: see --data')
     replace_file('input.txt', content)
     return 'input.txt'
 
 
 def read_data(options, run):
     """The Data of a run, or None if it only samples and does not need any."""
-    is_done = run and run.step >= options.steps and options.epochs is None
-    if is_done and not (options.novel or run.has_other_data):
+    needed = options.novel or options.epochs is not None
+    if run and run.step >= options.steps and not (needed or run.has_other_data):
         return None
     data = Data(options.data or find_names(), options.seed, options.val_fraction)
     options.data = data.path
@@ -1338,10 +1346,10 @@ def check_documents(data, run):
 
 def describe(data, block_size):
     """Say how many documents there are, and what becomes of them."""
+    n_cut = sum(len(doc) >= block_size for doc in data.docs)
     say(f'num docs: {len(data.docs)}')
     if data.n_composed:
         say(f'{data.n_composed} documents were brought to normal form (Unicode NFC)')
-    n_cut = sum(len(doc) >= block_size for doc in data.docs)
     if n_cut:
         say(f'{n_cut} documents do not fit into --block-size {block_size} and are cut')
 
@@ -1424,9 +1432,7 @@ def shape_of(tensor):
 
 def entries(model):
     """The header's entry of each tensor: parameters, then Adam's m, then its v."""
-    shapes = {}
-    for name, tensor in tensors(model).items():
-        shapes.setdefault(id(tensor), (name, shape_of(tensor)))  # a tied one only once
+    shapes = {id(x): (name, shape_of(x)) for name, x in tensors(model).items()}
     found = {}
     end = 0
     for prefix in ('', 'adam.m.', 'adam.v.'):
@@ -1477,7 +1483,8 @@ def unpack(content):
     settings = json.loads(metadata['settings'])
     require(settings.keys() <= set(KEPT), 'it has settings that are unknown here')
     vocab = metadata['vocabulary'] + BOS
-    require(vocab == vocabulary([vocab[:-1]]), 'its vocabulary is impossible')
+    is_one = vocab == vocabulary([vocab[:-1]]) and vocab != BOS
+    require(is_one, 'its vocabulary is impossible')
     documents = metadata.get('documents', '')
     run = Run(all_options(settings), vocab, random.Random(0), documents)
     require(header == entries(run.model), 'its tensors are not those of this model')
@@ -1522,7 +1529,8 @@ def rehearse(run):
         list(picture(run, options.inspect))
     if options.save:
         try:
-            assert numbers(unpack(pack(run)).params) == numbers(run.params)
+            same = numbers(unpack(pack(run)).params) == numbers(run.params)
+            require(same, 'its numbers would not come back')
         except Exception as error:
             raise Problem(f'--save: this model cannot be saved: {error!r}') from None
 
@@ -1536,10 +1544,11 @@ def check_files(options):
     for path in filter(None, (options.save, options.log)):
         folder = os.path.dirname(os.path.realpath(path))
         require(os.access(folder, os.W_OK), f'{path}: cannot be written there')
-        require(not stamp_of(path) or os.path.isfile(path), f'{path}: not a file')
-    is_mine = not options.save or save == load or not os.path.exists(save)
+        is_file = os.path.basename(path) and os.path.isfile(path)
+        require(is_file or not stamp_of(path), f'{path}: not a file')
     advice = f'add --load {options.save} to go on with it, or choose another name'
-    require(is_mine, f'{options.save}: is there already: {advice}')
+    is_free = not options.save or save == load or not os.path.exists(save)
+    require(is_free, f'{options.save}: is there already: {advice}')
 
 
 def replace_file(path, content):
@@ -1569,37 +1578,35 @@ def stamp_of(path):
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
-def save(run):
-    """Save a run, or say why that failed. Did it work?"""
-    path = run.options.save
-    if stamp_of(path) != run.stamps.get(os.path.realpath(path)):
-        root, end = os.path.splitext(path)
-        run.options.save = f'{root}-{os.getpid()}{end}'
-        say(f'{path}: somebody else has written it; saving as {run.options.save}')
-        path = run.options.save
+def save(run, path):
+    """Save a run in a file that is new or its own, or say why not. Did it work?"""
     try:
+        if stamp_of(path) not in (None, run.stamps.get(os.path.realpath(path))):
+            raise FileExistsError(errno.EEXIST, 'somebody else has written it')
         replace_file(path, pack(run))
+        run.stamps[os.path.realpath(path)] = stamp_of(path)
     except OSError as error:
         say(f'microgpt: {path}: not saved: {error.strerror}')
         return False
-    run.stamps[os.path.realpath(path)] = stamp_of(path)
     return True
 
 
 def save_anyhow(run):
-    """Save a run, if need be in a temporary folder, and say where. Did all go well?"""
-    saved = save(run)
-    path = run.options.save
-    if not saved:
-        path = os.path.join(tempfile.mkdtemp(), os.path.basename(path))
-        run.options.save = path
-    if saved or save(run):
-        name = 'zoe' if set('zoe') <= set(run.vocab) else run.vocab[0]
-        use = f'look inside: --load {path} --inspect {name}'
-        if run.step < run.options.steps:
-            use = f'go on: --load {path} --save {path}'
-        say(f'saved as {path}; {use}')
-    return saved
+    """Save a run, if need be elsewhere, and say where. Is it where it should be?"""
+    wanted = run.options.save
+    root, end = os.path.splitext(wanted)
+    beside, name = f'{root}-{os.getpid()}{end}', f'microgpt-{os.getpid()}.safetensors'
+    for path in (wanted, beside, os.path.join(tempfile.gettempdir(), name)):
+        if save(run, path):
+            break
+    else:
+        return False
+    text = 'zoe' if set('zoe') <= set(run.vocab) else run.vocab[0]
+    use = f'look inside: --load {shlex.quote(path)} --inspect {shlex.quote(text)}'
+    if run.step < run.options.steps:
+        use = f'go on: --load {shlex.quote(path)} --save {shlex.quote(path)}'
+    say(f'saved as {path}; {use}')
+    return path == wanted
 
 
 # %% [markdown]
@@ -1623,21 +1630,27 @@ def stop_if_asked(signals, run):
         raise Problem(f'stopped by {cause} after step {run.step}', 128 + signals[0])
 
 
+STOPS = ('SIGINT', 'SIGTERM', 'SIGHUP')
+STOPS = [getattr(signal, name) for name in STOPS if hasattr(signal, name)]  # on Windows
+
+
 @contextlib.contextmanager
 def noted_signals():
-    """A list of the signals to stop that come; a second Ctrl-C interrupts at once."""
-    received = []
+    """A list of the signals to stop that come; Ctrl-C a second later stops at once."""
+    received, times = [], []
 
     def note(number, _):
-        if received and number == signal.SIGINT:
+        times.append(time.monotonic())
+        if number == signal.SIGINT and times[-1] > times[0] + 1:
             raise KeyboardInterrupt
+        if not received:
+            say('stopping after this step; Ctrl-C again: at once, without saving')
         received.append(number)
 
     is_main = threading.current_thread() is threading.main_thread()  # others may not
     handlers = {}
-    for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if is_main else ():
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number and signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+    for number in STOPS if is_main else ():
+        if signal.getsignal(number) != signal.SIG_IGN:  # as it is under nohup
             handlers[number] = signal.signal(number, note)
     try:
         yield received
@@ -1679,26 +1692,34 @@ def work(pipe, config, vocab_size):
             pipe.send([document_gradients(model, params, tokens) for tokens in batch])
 
 
+def worker_count(options):
+    """How many processes are to work on a batch."""
+    count = min(options.workers or os.cpu_count() or 1, options.batch_size, 60)
+    is_program = vars(sys.modules['__main__']) is globals() and os.path.isfile(FILE)
+    if count > 1 and not (is_program and 'get_ipython' not in globals()):
+        say('without workers: only `python microgpt.py` can start them')
+        return 0
+    return count if count > 1 else 0
+
+
 @contextlib.contextmanager
 def workers(run):
     """Pipes to processes that compute gradients; none, if this one is to do it all."""
-    options = run.options
-    count = min(options.workers or os.cpu_count() or 1, options.batch_size, 60)
-    is_program = __name__ == '__main__' and 'get_ipython' not in globals()
-    if count > 1 and not (is_program and os.path.isfile(FILE)):
-        say('without workers: only `python microgpt.py` can start them')
-        count = 1
     processes = {}  # by our end of their pipes
     context = multiprocessing.get_context('spawn')
-    for _ in range(count if count > 1 else 0):
-        ours, theirs = context.Pipe()
-        args = theirs, run.model['config'], len(run.vocab)
-        processes[ours] = context.Process(target=work, args=args, daemon=True)
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which it inherits
-        processes[ours].start()
-        signal.signal(signal.SIGINT, handler)
-        theirs.close()
+    with contextlib.suppress(AttributeError):  # Windows has no masks
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # for children, always
+        multiprocessing.resource_tracker.ensure_running()  # which ends the blocking
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
+        for _ in range(worker_count(run.options)):
+            ours, theirs = context.Pipe()
+            args = theirs, run.model['config'], len(run.vocab)
+            processes[ours] = context.Process(target=work, args=args, daemon=True)
+            processes[ours].start()
+            theirs.close()
+        with contextlib.suppress(AttributeError):
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         yield list(processes)
     finally:
         for process in processes.values():
@@ -1712,16 +1733,16 @@ def shared_gradients(pipes, run, batch, signals):
     order = sorted(range(len(batch)), key=lambda i: len(batch[i]))
     shares = {pipe: order[i :: len(pipes)] for i, pipe in enumerate(pipes)}
     results = {}
-    try:
+    with contextlib.suppress(EOFError, OSError):
         for pipe, share in shares.items():
             pipe.send((data, [batch[i] for i in share]))
         while len(results) < len(batch):
             for pipe in multiprocessing.connection.wait(pipes, timeout=0.2):
                 results.update(zip(shares[pipe], pipe.recv()))
             stop_if_asked(signals, run)
-    except (EOFError, OSError):
-        raise Problem('a worker process has died', 1) from None
-    return [results[i] for i in range(len(batch))]
+        return [results[i] for i in range(len(batch))]
+    stop_if_asked(signals, run)
+    raise Problem('a worker process has died', 1)
 
 
 def forward(run, batch, pipes, signals):
@@ -1730,10 +1751,13 @@ def forward(run, batch, pipes, signals):
     if len(batch) == 1 and not limit:  # the usual case, as in Part I
         loss = finite_loss(run.model, batch[0])
         return [loss.data], loss
-    results = shared_gradients(pipes, run, batch, signals) if pipes else []
-    for tokens in batch[len(results) :]:
-        results.append(document_gradients(run.model, run.params, tokens))
-        stop_if_asked(signals, run)
+    if pipes:
+        results = shared_gradients(pipes, run, batch, signals)
+    else:
+        results = []
+        for tokens in batch:
+            results.append(document_gradients(run.model, run.params, tokens))
+            stop_if_asked(signals, run)
     losses, gradients = zip(*results)
     means = [sum(column) / len(batch) for column in zip(*gradients)]
     length = math.sqrt(sum(g * g for g in means)) if limit else 0.0
@@ -1769,8 +1793,7 @@ def train(run, docs, progress, log, signals):
             progress.note(loss.data, losses, batch)
             del loss
             if options.save_every and run.step % options.save_every == 0:
-                save(run)
-    check_sound(run.step, numbers(run.params))
+                save(run, options.save)
 
 
 def train_and_save(run, data, progress):
@@ -1828,8 +1851,7 @@ class Progress:
         self.recent.append((nats, sum(counts)))
         if (step - self.first) % -(-(steps - self.first) // 48) == 0:
             self.curve.append(self.mean_loss())
-        is_due = step % 100 == 0 or step in (self.first + 1, steps)
-        if not is_due and now < self.shown + 60:
+        if step % 100 and step not in (self.first + 1, steps) and now < self.shown + 60:
             return
         self.shown = now
         check_sound(step, numbers(self.run.params))
@@ -1852,9 +1874,8 @@ class Log:
         self.file = open(path or os.devnull, 'a+', buffering=1, errors='replace')
         self.file.seek(0)
         first = self.file.readline(len(self.HEADER))
-        is_log = first in ('', self.HEADER)
-        require(is_log, f'{path}: is there already, and is not a log of microgpt')
-        *_, last = [f'{step},\n', *self.file]
+        require(first in ('', self.HEADER), f'{path}: not a log of microgpt')
+        last = ''.join(deque(self.file, 1)) or f'{step},\n'
         if not last.startswith(f'{step},'):
             say(f'{path}: after {last.strip()!r}, its next row is step {step + 1}')
         self.write('' if first else self.HEADER, '' if last.endswith('\n') else '\n')
@@ -1888,14 +1909,12 @@ def mean_loss(run, docs):
 
 def judge(run, data, progress):
     """Say and return the loss on held-out documents; None if there are none."""
-    if not data or not data.held_out:
+    docs = data.held_out[:500] if data else []  # enough to tell, and done in seconds
+    if not docs:
         return None
-    docs = data.held_out[:500]  # enough to tell, and done in a second or two
     loss = mean_loss(run, docs)
-    line = f'held-out loss {loss:.4f} nats per token ({len(docs)} documents)'
-    if progress.recent:
-        line += f', training loss {progress.mean_loss():.4f}'
-    say(line)
+    trained = f', training loss {progress.mean_loss():.4f}' if progress.recent else ''
+    say(f'held-out loss {loss:.4f} nats per token ({len(docs)} documents){trained}')
     return loss if math.isfinite(loss) else None
 
 
@@ -1941,9 +1960,8 @@ def right(text, columns):
 
 def visible(char):
     """A character in a form that can be seen and counted in columns."""
-    if char in (BOS, ' '):
-        return '¶' if char == BOS else '␣'
-    return char if char.isprintable() and cells(char) else ascii(char)[1:-1]
+    shown = char if char.isprintable() and cells(char) else ascii(char)[1:-1]
+    return {BOS: '¶', ' ': '␣'}.get(char, shown)
 
 
 def watch(run, text):
@@ -2086,30 +2104,27 @@ def new_name(run):
     """A name that begins with the prompt and is drawn as the options say."""
     options = run.options
     prompt = iter(options.prompt)
-    greedy = options.temperature < 1e-6
-    temperature = 1.0 if greedy else options.temperature
 
     def choices(tokens, weights):
         char = next(prompt, None)
         if char is not None:
             return [run.vocab.index(char)]
-        kept = restrict(weights, 1 if greedy else options.top_k, options.top_p)
+        kept = restrict(weights, options.top_k, options.top_p)
         return run.rng.choices(kept, weights=[weights[token] for token in kept])
 
     rng = argparse.Namespace(choices=choices)  # sample() asks no more of a generator
-    return normal(sample(run.model, run.vocab, temperature, rng))
+    temperature = max(options.temperature, 1e-6)  # which always takes the likeliest
+    return normal(sample(run.model, run.vocab, temperature, rng)).rstrip()
 
 
 def is_wanted(name, options, printed, known):
     """Does a name pass the filters?"""
-    kinds = {unicodedata.category(char)[0] for char in name}  # L: letters, M: accents
+    kinds = {unicodedata.category(char)[0] for char in name} or {''}
+    if options.alphabetic and not kinds <= {'L', 'M'}:  # letters and accents
+        return False
     max_length = len(name) if options.max_length is None else options.max_length
-    return (
-        options.min_length <= len(name) <= max_length
-        and not (options.alphabetic and (not name or kinds - {'L', 'M'}))
-        and not (options.unique and name in printed)
-        and not (options.novel and name in known)
-    )
+    is_again = options.unique and name in printed or options.novel and name in known
+    return options.min_length <= len(name) <= max_length and not is_again
 
 
 def print_names(run, data):
@@ -2146,31 +2161,29 @@ def cli(argv=None):
     if hasattr(sys.stdout, 'reconfigure'):
         sys.stdout.reconfigure(errors='backslashreplace')
     if not ONE_AT_A_TIME.acquire(blocking=False):
-        message, status = 'another run is under way in this process', 2
-    else:
-        message, status = outcome(sys.argv[1:] if argv is None else argv)
+        say('microgpt: another run is under way in this process')
+        return 2
+    gc.disable()  # Values never form a cycle, so there is nothing to collect
+    try:
+        return program(sys.argv[1:] if argv is None else argv)
+    except (Problem, KeyboardInterrupt, MemoryError, OSError) as error:
+        message, status = message_and_status(error)
+    finally:
+        gc.enable()
         ONE_AT_A_TIME.release()
-    if message:
-        say(f'microgpt: {message}')
+    say(f'microgpt: {message}')
     return status
 
 
-def outcome(argv):
-    """What to tell the user about the end of a run, or None, and the exit status."""
-    gc.disable()  # Values never form a cycle, so there is nothing to collect
-    try:
-        return None, program(argv)
-    except Problem as problem:
-        return problem, problem.status
-    except KeyboardInterrupt:
+def message_and_status(error):
+    """What to tell the user of an error, and the exit status."""
+    if isinstance(error, Problem):
+        return error, error.status
+    if isinstance(error, KeyboardInterrupt):
         return 'stopped by Ctrl-C', 130
-    except MemoryError:
-        return 'out of memory', 1
-    except OSError as error:
-        what = f'{error.filename}: ' if error.filename else ''
-        return f'{what}{error.strerror or error}', 2
-    finally:
-        gc.enable()
+    if isinstance(error, OSError) and error.filename:
+        return f'{error.filename}: {error.strerror}', 2
+    return str(error) or 'out of memory', 1
 
 
 if 'get_ipython' in globals():

@@ -270,7 +270,6 @@ LOUD = {  # what somebody might do, and words of the error that it gives
     'a sum of different lists': (lambda: microgpt.add(one, two), '1 meets .* 2'),
     'an operation without a slope': (lambda: Value(1.0, two, [1.0]), 'one slope'),
     'a root of a negative number': (lambda: Value(-2.0) ** 0.5, 'domain'),
-    'a step without backward': (lambda: microgpt.Adam(two).update(1), 'no gradients'),
     'three heads': (
         lambda: read(microgpt.new_model(Config(n_head=3), 3, random.Random(1)), 0),
         '16 numbers do not split into 3',

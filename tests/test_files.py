@@ -257,7 +257,7 @@ def test_the_file_of_somebody_else_is_called_so_and_left_alone(name, tmp_path, c
     refused(cli('--load', path), f'{path}: not a checkpoint of microgpt 1')
     refused(cli(*TINY, '--save', path), f'{path}: is there already')
     if name != 'nothing':
-        refused(cli(*TINY, '--log', path), 'is not a log of microgpt')
+        refused(cli(*TINY, '--log', path), 'not a log of microgpt')
     assert path.read_bytes() == OF_OTHERS[name]
 
 

@@ -156,7 +156,7 @@ def test_without_input_txt_the_public_list_is_downloaded_whole_or_not_at_all(
     monkeypatch.setattr(microgpt, 'NAMES_URL', served.as_uri())
     refused(cli('--steps', 0), 'no input.txt, and no download', '--data')
     served.write_text('<html>please log in')
-    refused(cli('--steps', 0), 'something else came', '--data')
+    refused(cli('--steps', 0), 'something else came in place of it', '--data')
     assert [path.name for path in tmp_path.iterdir()] == ['served']
     digest = microgpt.hashlib.sha256(served.read_bytes()).hexdigest()
     monkeypatch.setattr(microgpt, 'NAMES_SHA256', digest)
@@ -204,7 +204,7 @@ BAD_OPTIONS = {
     '--steps 1.5': "argument --steps: invalid int value: '1.5'",
     '--steps 10000000000000': '--steps must be',
     '--epochs 1000000000': '--steps must be',
-    '--steps=--': '--steps needs a value',
+    '--steps=--': '--steps cannot be []',
     '--seed x': "'x'",
     '--temperature -0.5': '--temperature must be from 0',
     '--temperature nan': '--temperature must be',
@@ -222,8 +222,8 @@ BAD_OPTIONS = {
     '--save-every 5': '--save-every needs --save',
     '--min-length 5 --max-length 3': '--min-length is above',
     '--min-length 17': '--min-length is above --block-size',
-    '--save=': '--save needs a value',
-    '--load=': '--load needs a value',
+    '--save=': "--save cannot be ''",
+    '--load=': "--load cannot be ''",
     '--save same --log same': 'the same file twice',
     '--save .': 'not a file',
     '--log /dev/full': 'not a file',
