@@ -1019,15 +1019,14 @@ if 'get_ipython' in globals():  # which only notebooks and IPython define
 # ## 14. The whole program
 #
 # First the story; then a chapter for each of its lines, in the same order. What
-# the user can mend is a `Problem`: it ends in one line and an exit status, and
-# never in a traceback.
+# the user can mend is a `Problem`: one line and an exit status, never a
+# traceback.
 
 # %%
 # ruff: noqa: B018, E402, SIM115 - examples are expressions, a log stays open
 import argparse
 import array
 import contextlib
-import errno
 import gc
 import hashlib
 import http.client
@@ -1068,8 +1067,7 @@ def require(condition, message):
 def escaped(text):
     """A text without the characters that a terminal obeys instead of showing them."""
     shown = '\n\t\xa0\u3000\u200c\u200d'  # the last two join letters in some scripts
-    chars = (c if c.isprintable() or c in shown else ascii(c)[1:-1] for c in text)
-    return ''.join(chars)
+    return ''.join(c if c.isprintable() or c in shown else ascii(c)[1:-1] for c in text)
 
 
 def say(text):
@@ -1104,9 +1102,9 @@ def program(argv):
 # %% [markdown]
 # ## 15. Options
 #
-# Each option has one line in this table. The parser, its help, the ranges, and
-# what a checkpoint keeps all follow from it. What is not given comes from the
-# checkpoint, if there is one, or else from here.
+# Each option has one line in this table; parser, help, ranges, and what a
+# checkpoint keeps follow from it. What is not given comes from the checkpoint,
+# or else from here.
 
 # %%
 def normal(text):
@@ -1218,7 +1216,7 @@ def go_on(run, given):
     if run.options.seed != saved.seed:
         run.rng.seed(run.options.seed)
         run.options.seed = saved.seed  # the order of the documents stays
-    run.has_other_data = 'data' in given
+    run.options.has_other_data = 'data' in given
 
 
 def all_options(known):
@@ -1261,9 +1259,8 @@ def check_value(name, value):
 # ## 16. Documents
 #
 # Some documents are *held out*: training never sees them, so the loss on them
-# tells what the model has understood, and not what it has learnt by heart. A
-# document that stands in the file twice, and once in training, is not one of
-# them.
+# tells what the model has understood, and not what it has learnt by heart. What
+# stands in the file twice, and once in training, is not one of them.
 
 # %%
 NAMES_URL = 'https://raw.githubusercontent.com/karpathy/makemore/master/names.txt'
@@ -1317,7 +1314,7 @@ def find_names():
 def read_data(options, run):
     """The Data of a run, or None if it only samples and does not need any."""
     needed = options.novel or options.epochs is not None
-    if run and run.step >= options.steps and not (needed or run.has_other_data):
+    if run and run.step >= options.steps and not (needed or options.has_other_data):
         return None
     data = Data(options.data or find_names(), options.seed, options.val_fraction)
     options.data = data.path
@@ -1336,7 +1333,7 @@ def check_documents(data, run):
     check_characters(data.vocab[:-1], run.vocab, data.path)
     if run.digest in ('', data.digest):  # '': of an old checkpoint, which has none
         return
-    is_meant = run.has_other_data or run.digest == SEVERAL
+    is_meant = run.options.has_other_data or run.digest == SEVERAL
     require(is_meant, f'{data.path}: not the documents of {file}: see --data')
     say(f'{data.path}: not all that {file} was trained on, so no held-out loss')
     data.held_out = []  # the model may have been trained on some of them
@@ -1346,11 +1343,10 @@ def check_documents(data, run):
 
 def describe(data, block_size):
     """Say how many documents there are, and what becomes of them."""
-    n_cut = sum(len(doc) >= block_size for doc in data.docs)
     say(f'num docs: {len(data.docs)}')
     if data.n_composed:
         say(f'{data.n_composed} documents were brought to normal form (Unicode NFC)')
-    if n_cut:
+    if n_cut := sum(len(doc) >= block_size for doc in data.docs):
         say(f'{n_cut} documents do not fit into --block-size {block_size} and are cut')
 
 
@@ -1373,15 +1369,12 @@ def document_tokens(doc, run):
 # %% [markdown]
 # ## 17. A run and its file
 #
-# A *checkpoint* holds all that it takes to go on exactly: options, vocabulary,
-# parameters, Adam's m, v and step, and the state of the random generator. Its
-# format is safetensors, which other tools can read: the length of a header, the
-# header in JSON, and then nothing but numbers. No code is in it, so it does no
-# harm, whoever made it; and a SHA-256 of the whole file shows any damage.
-#
-# A program can be stopped at any moment, and a disk can be full. So a file is
-# never overwritten. A new one is written beside it, completely, and then takes
-# its name in one step: whatever happens, there is a whole file, old or new.
+# A *checkpoint* holds all that it takes to go on exactly. Its format is
+# safetensors, which other tools can read: the length of a header, the header in
+# JSON, and then nothing but numbers. No code is in it, so it does no harm,
+# whoever made it; and a SHA-256 shows any damage. A file is never overwritten:
+# a new one is written beside it, completely, and then takes its name in one
+# step.
 
 # %%
 VERSION = 'microgpt 1'
@@ -1396,10 +1389,8 @@ class Run:
     def __init__(self, options, vocab, rng, digest):
         config = Config(*(getattr(options, name) for name in Config._fields))
         rows = 2 * len(vocab) + config.block_size + 12 * config.n_embd * config.n_layer
-        small = 24 * config.n_embd * rows <= LARGEST
-        require(small, 'so many parameters would be too large for plain Python')
+        require(24 * config.n_embd * rows <= LARGEST, 'too large for plain Python')
         self.options = options
-        self.planned_steps = options.steps
         self.vocab = vocab
         self.rng = rng
         self.digest = digest  # the SHA-256 of the documents
@@ -1408,14 +1399,10 @@ class Run:
         self.adam = Adam(self.params)
         self.step = 0
         self.stamps = {}  # of its files, as this run has left them
-        self.has_other_data = False  # than those that its file names
 
 
 def tensors(part, name=''):
-    """The tensors of a model, or of a part of it, by the names that they have in files.
-
-    A tensor is a Value, or lists of Values within lists, mostly a matrix.
-    """
+    """The matrices of a model, or of a part of it, by the names they have in files."""
     if isinstance(part, dict):
         inner = {f'{name}.{key}'.lstrip('.'): part[key] for key in part}
     elif isinstance(part, list) and part and isinstance(part[0], dict):
@@ -1438,8 +1425,8 @@ def entries(model):
     for prefix in ('', 'adam.m.', 'adam.v.'):
         for name, shape in shapes.values():
             start, end = end, end + 8 * math.prod(shape)
-            place = {'shape': shape, 'data_offsets': [start, end]}
-            found[prefix + name] = {'dtype': 'F64', **place}
+            found[prefix + name] = {'dtype': 'F64', 'shape': shape}
+            found[prefix + name]['data_offsets'] = [start, end]
     return found
 
 
@@ -1483,8 +1470,7 @@ def unpack(content):
     settings = json.loads(metadata['settings'])
     require(settings.keys() <= set(KEPT), 'it has settings that are unknown here')
     vocab = metadata['vocabulary'] + BOS
-    is_one = vocab == vocabulary([vocab[:-1]]) and vocab != BOS
-    require(is_one, 'its vocabulary is impossible')
+    require(vocab[1:] and vocab == vocabulary([vocab[:-1]]), 'its vocabulary is odd')
     documents = metadata.get('documents', '')
     run = Run(all_options(settings), vocab, random.Random(0), documents)
     require(header == entries(run.model), 'its tensors are not those of this model')
@@ -1492,8 +1478,7 @@ def unpack(content):
     doubles = struct.unpack(f'<{3 * n}d', content[start:])
     for p, x in zip(run.params, doubles):
         p.data = x
-    run.adam.m = list(doubles[n : 2 * n])
-    run.adam.v = list(doubles[2 * n :])
+    run.adam.m, run.adam.v = list(doubles[n : 2 * n]), list(doubles[2 * n :])
     run.adam.step = run.step = int(metadata['step'])
     check_sound(run.step, doubles)
     require(min([run.step, *run.adam.v]) >= 0, 'a mean of squares is negative')
@@ -1582,7 +1567,7 @@ def save(run, path):
     """Save a run in a file that is new or its own, or say why not. Did it work?"""
     try:
         if stamp_of(path) not in (None, run.stamps.get(os.path.realpath(path))):
-            raise FileExistsError(errno.EEXIST, 'somebody else has written it')
+            raise OSError(0, 'somebody else has written it')
         replace_file(path, pack(run))
         run.stamps[os.path.realpath(path)] = stamp_of(path)
     except OSError as error:
@@ -1618,9 +1603,9 @@ def save_anyhow(run):
 #
 # The documents of a batch can be shared out among *workers*, processes that run
 # at the same time. Their gradients are added up in the order of the documents,
-# whoever was first. So any number of workers gives the same result to the last
-# bit. The whole batch is then one Value, with the parameters as inputs and
-# their mean gradients as slopes: its `backward()` sets them all.
+# so any number of workers gives the same result to the last bit. The whole
+# batch is then one Value, with the parameters as inputs and their mean
+# gradients as slopes.
 
 # %%
 def stop_if_asked(signals, run):
@@ -1630,8 +1615,7 @@ def stop_if_asked(signals, run):
         raise Problem(f'stopped by {cause} after step {run.step}', 128 + signals[0])
 
 
-STOPS = ('SIGINT', 'SIGTERM', 'SIGHUP')
-STOPS = [getattr(signal, name) for name in STOPS if hasattr(signal, name)]  # on Windows
+STOPS = {signal.SIGINT, signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGTERM)}
 
 
 @contextlib.contextmanager
@@ -1770,10 +1754,9 @@ def train(run, docs, progress, log, signals):
     """Train until all steps are made; log each of them, and save every so often."""
     options, size = run.options, run.options.batch_size
     if options.load:
-        falls = f'the learning rate falls until step {options.steps}'
-        say(f'going on from step {run.step}; {falls} (before: {run.planned_steps})')
-        if not options.save:
-            say('without --save, what is learnt now will be lost')
+        lost = '' if options.save else '; without --save, the result will be lost'
+        rate = f'the learning rate falls until step {options.steps}'
+        say(f'going on from step {run.step}; {rate}{lost}')
     with workers(run) as pipes:
         while run.step < options.steps:
             stop_if_asked(signals, run)
@@ -1821,11 +1804,10 @@ def train_and_save(run, data, progress):
 # %% [markdown]
 # ## 19. Progress and log
 #
-# The loss of one step says little, for names differ: some are hard to guess. So
-# we show the mean over the predictions of the last hundred steps, which is the
-# same kind of mean as that over the held-out documents. And because nothing
-# shows learning as well as the names that come out, every line ends with one
-# that the model makes up at that moment.
+# The loss of one step says little, for some names are hard to guess. So we show
+# the mean over the predictions of the last hundred steps, which is the same
+# kind of mean as that over the held-out documents. And because nothing shows
+# learning as well as the names that come out, every line ends with a new one.
 
 # %%
 class Progress:
@@ -1891,7 +1873,6 @@ class Log:
             self.failed = True
 
     def close(self):
-        """Close the file."""
         with contextlib.suppress(OSError):  # of a row that could not be written
             self.file.close()
 
@@ -1921,11 +1902,10 @@ def judge(run, data, progress):
 # %% [markdown]
 # ## 20. Pictures
 #
-# What has the model learnt, and what is it doing? After training on a terminal,
-# a chart shows how the loss fell. `--inspect TEXT` shows, letter by letter,
-# what the model expected and what came, and where each head of attention
-# looked. And `mermaid` draws the graph of a computation, as chapter 3 explains
-# it, with the slope on every arrow.
+# After training on a terminal, a chart shows how the loss fell.
+# `--inspect TEXT` shows, letter by letter, what the model expected and what
+# came, and where each head of attention looked. And `mermaid` draws the graph
+# of a computation, as chapter 3 explains it, with the slope on every arrow.
 
 # %%
 def loss_chart(progress, held_out):
@@ -1965,10 +1945,7 @@ def visible(char):
 
 
 def watch(run, text):
-    """A text's tokens, the probabilities predicted at each of them, and attention maps.
-
-    There is a map for each head of each layer: for each position, a row of weights.
-    """
+    """A text's tokens, the probabilities after each, and the weights of each head."""
     global attention
     original = attention
     record = []
@@ -1991,8 +1968,8 @@ def watch(run, text):
     finally:
         attention = original
         del Value.tape[tape_before:]
-    n_maps = run.options.n_layer * run.options.n_head
-    return tokens, predictions, [record[i::n_maps] for i in range(n_maps)]
+    n = run.options.n_layer * run.options.n_head
+    return tokens, predictions, [record[i::n] for i in range(n)]
 
 
 def prediction_table(tokens, predictions, names):
@@ -2060,10 +2037,9 @@ def inputs_of(value):
 
 
 def mermaid(value, **names):
-    """The graph behind a Value, to be drawn; names: some of its Values, by name.
+    """The graph behind a Value, its slopes on the arrows; some Values may have names.
 
-    A box for each Value that no operation has made, a rounded one for the others; on
-    each arrow the slope. A ValueError if it is too large to be seen.
+    What no operation has made has a box with corners. A ValueError if it is too large.
     """
     nodes = [value]
     for node in nodes:  # the list grows while we walk through it
@@ -2087,8 +2063,8 @@ def mermaid(value, **names):
 # The model knows thousands of names that nobody would call a name: each is
 # improbable, but together they are drawn now and then. *Top-k* leaves only the
 # k likeliest tokens to choose from. *Top-p* (Holtzman et al., 2019) leaves as
-# many as have the probability p together: many where the model is in doubt, and
-# one where it is sure.
+# many as have the probability p together: many in doubt, and one where it is
+# sure.
 
 # %%
 def restrict(probabilities, top_k, top_p):
@@ -2120,11 +2096,10 @@ def new_name(run):
 def is_wanted(name, options, printed, known):
     """Does a name pass the filters?"""
     kinds = {unicodedata.category(char)[0] for char in name} or {''}
-    if options.alphabetic and not kinds <= {'L', 'M'}:  # letters and accents
-        return False
+    is_odd = options.alphabetic and not kinds <= {'L', 'M'}  # letters and accents
+    is_old = options.unique and name in printed or options.novel and name in known
     max_length = len(name) if options.max_length is None else options.max_length
-    is_again = options.unique and name in printed or options.novel and name in known
-    return options.min_length <= len(name) <= max_length and not is_again
+    return options.min_length <= len(name) <= max_length and not (is_odd or is_old)
 
 
 def print_names(run, data):
@@ -2138,9 +2113,8 @@ def print_names(run, data):
         if is_wanted(name, options, printed, known):
             print(escaped(name), flush=True)
             printed.append(name)
-    missing = options.samples - len(printed)
-    if missing:
-        say(f'{missing} names are missing, for the options have refused too many')
+    if len(printed) < options.samples:
+        say(f'{options.samples - len(printed)} names are missing, after many refusals')
     if printed and data:
         new = sum(name not in known for name in printed)
         say(f'{new} of {len(printed)} names are new (not in the data)')

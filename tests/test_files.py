@@ -89,14 +89,14 @@ def test_a_loaded_model_writes_the_names_that_its_training_printed(tmp_path, cli
 def test_more_steps_go_on_and_fewer_only_sample(checkpoint, cli):
     more = cli('--load', checkpoint, '--steps', 20, '--save', checkpoint)
     assert 'step 13 / 20' in more.stderr and 'step 20 / 20' in more.stderr
-    line = 'going on from step 12; the learning rate falls until step 20 (before: 12)'
+    line = 'going on from step 12; the learning rate falls until step 20'
     assert line in more.stderr
     saved = load_checkpoint(checkpoint)
     assert saved.step == saved.adam.step == saved.options.steps == 20
     fewer = cli('--load', checkpoint, '--steps', 0, '--samples', 1)
     assert 'step ' not in fewer.stderr and fewer.stdout.count('\n') == 1
     lost = cli('--load', checkpoint, '--steps', 21)
-    assert 'without --save, what is learnt now will be lost' in lost.stderr
+    assert 'without --save, the result will be lost' in lost.stderr
 
 
 def test_what_a_checkpoint_says_can_be_undone_but_not_its_sizes(tmp_path, cli):
