@@ -924,14 +924,14 @@ sample(model, vocab, 0.5, random.Random(24))  # 'rxb'
 # prints:
 #
 # ```text
-# step    1 / 1000 | mean loss 3.2411
-# step  100 / 1000 | mean loss 2.8364
+# step    1 / 1000 | mean loss 3.2969
+# step  100 / 1000 | mean loss 2.8104
 # ...
-# step 1000 / 1000 | mean loss 2.4534
-# lahiso
-# emai
-# sehan
-# marin
+# step 1000 / 1000 | mean loss 2.5257
+# paro
+# sara
+# ebin
+# surin
 # ...
 # ```
 #
@@ -1805,9 +1805,8 @@ def train_and_save(run, data, progress):
 # ## 19. Progress and log
 #
 # The loss of one step says little, for some names are hard to guess. So we show
-# the mean over the predictions of the last hundred steps, which is the same
-# kind of mean as that over the held-out documents. And because nothing shows
-# learning as well as the names that come out, every line ends with a new one.
+# the mean over the predictions of the last hundred steps, the same kind of mean
+# as that over the held-out documents. And every line ends with a new name.
 
 # %%
 class Progress:
@@ -2122,8 +2121,6 @@ def print_names(run, data):
 
 # %% [markdown]
 # ## 22. From the command line
-#
-# Whatever happens in `program` ends here, in one line and an exit status.
 
 # %%
 ONE_AT_A_TIME = threading.Lock()  # for there is one tape for all threads

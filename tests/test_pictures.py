@@ -44,35 +44,6 @@ def test_the_likeliest_characters_are_shown_with_their_probabilities():
 # ---- attention ---------------------------------------------------------------
 
 
-def softmaxed(scores):
-    return [math.exp(score) / sum(map(math.exp, scores)) for score in scores]
-
-
-def direct_attention(run, text):
-    """The attention of a one-layer model, computed directly from its matrices."""
-    matrix = {
-        name.split('.')[-1]: [numbers(row) for row in rows]
-        for name, rows in microgpt.tensors(run.model).items()
-    }
-    xs, maps = [], [[] for _ in range(run.config.n_head)]
-    size = run.config.n_embd // run.config.n_head
-    for position, token in enumerate(microgpt.encode(text, run.vocab)[:-1]):
-        x = [a + b for a, b in zip(matrix['wte'][token], matrix['wpe'][position])]
-        for _ in range(2):  # normed at the beginning, and again for attention
-            rms = math.sqrt(sum(x_j * x_j for x_j in x) / len(x) + 1e-5)
-            x = [x_i / rms for x_i in x]
-        xs.append(x)
-        for head, rows in enumerate(maps):
-            scores = [0.0] * len(xs)
-            for j in range(head * size, (head + 1) * size):
-                query = sum(w * x_i for w, x_i in zip(matrix['attn_wq'][j], x))
-                for t, earlier in enumerate(xs):
-                    key = sum(w * x_i for w, x_i in zip(matrix['attn_wk'][j], earlier))
-                    scores[t] += query * key / math.sqrt(size)
-            rows.append(softmaxed(scores))
-    return maps
-
-
 def shown_maps(lines, n):
     """The heads in the lines of a picture: for each, n rows of shades as numbers."""
     start = next(i for i, line in enumerate(lines) if line.startswith('attention'))
@@ -85,16 +56,26 @@ def shown_maps(lines, n):
     return found
 
 
-def test_the_attention_shown_is_that_of_a_direct_computation():
-    run = Run('small')
+def test_the_attention_shown_is_what_softmax_gives_to_each_head(monkeypatch):
+    run, weights = Run('small'), []
     run.train(60)  # so that the heads differ
-    original, tape = microgpt.attention, list(Value.tape)
+    softmax, attention, tape = microgpt.softmax, microgpt.attention, list(Value.tape)
+
+    def recorded(scores):
+        weights.append(numbers(softmax(scores)))
+        return softmax(scores)
+
+    monkeypatch.setattr(microgpt, 'softmax', recorded)
+    cache = microgpt.new_cache(run.model)
+    for position, token in enumerate(microgpt.encode('kwame', run.vocab)[:-1]):
+        microgpt.gpt(run.model, token, position, cache)
+    monkeypatch.undo()
+    del Value.tape[len(tape) :]
     shown = shown_maps(list(microgpt.picture(run, 'kwame')), 6)
-    assert microgpt.attention is original and Value.tape == tape  # as they were
-    expected = direct_attention(run, 'kwame')
+    assert microgpt.attention is attention and Value.tape == tape  # as they were
     assert list(shown) == ['L0H0', 'L0H1', 'L0H2', 'L0H3']
-    for head, rows in zip(shown.values(), expected):
-        assert head == [[round(4 * p) for p in row] for row in rows]
+    for head, rows in enumerate(shown.values()):
+        assert rows == [[round(4 * p) for p in row] for row in weights[head::4]]
     assert len({cell for rows in shown.values() for row in rows for cell in row}) >= 4
     two_layers = shown_maps(list(microgpt.picture(Run('unicode'), 'Zoë')), 4)
     assert list(two_layers) == ['L0H0', 'L0H1', 'L0H2', 'L1H0', 'L1H1', 'L1H2']
