@@ -92,9 +92,10 @@ def changes():
     rows = ['| chapter 7 | first loss | held-out loss |', '|---|---|---|']
     for name, change in CHANGES.items():
         source = PROGRAM.read_text('utf-8')
-        path = FOLDER / 'changed.py'
+        path = FOLDER / f'{len(rows)}.py'
         path.write_text(source.replace(*change) if change else source, 'utf-8')
-        lines = '\n'.join(output(str(path), '--samples', '0'))
+        data = str(ROOT / 'input.txt')
+        lines = '\n'.join(output(str(path), '--samples', '0', '--data', data))
         first = re.search(r'step +1 / 1000 \| loss ([\d.]+)', lines)[1]
         held_out = re.search(r'held-out loss ([\d.]+)', lines)[1]
         what = f'{name}: `{change[0]}` becomes `{change[1]}`' if change else name
@@ -167,8 +168,7 @@ def place(name):
     """The file of a block, and a pattern of it: what is before, inside, and after."""
     if name == 'chapter':
         return PROGRAM, r'(?s)(# ```text\n)(# step    1 / 1000 \| mean.*?)(\n# ```)'
-    begin, end = f'(<!-- figures: {name} -->\n)', '(\n<!-- end -->)'
-    return README, f'(?s){begin}(.*?){end}'
+    return README, rf'(?s)( *<!-- figures: {name} -->\n)(.*?)(\n *<!-- end -->)'
 
 
 def steady(text):
