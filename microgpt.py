@@ -687,8 +687,7 @@ class Model(dict):
 def new_model(config, vocab_size, rng):
     """A Model with random parameters."""
 
-    def matrix(n_out, n_in):
-        std = 0.08  # taste
+    def matrix(n_out, n_in, std=0.08):  # taste
         return [[Value(rng.gauss(0, std)) for _ in range(n_in)] for _ in range(n_out)]
 
     n = config.n_embd
@@ -722,15 +721,17 @@ def parameters(part):
     return list(dict.fromkeys(found))  # some models, not ours, use one in two places
 
 
-model = new_model(Config(), 27, random.Random(42))
+vocab = vocabulary(['abcdefghijklmnopqrstuvwxyz'])
+model = new_model(Config(), len(vocab), random.Random(42))
 len(parameters(model))  # 4192
 
 # %% [markdown]
-# Untrained, the model has no strong opinions. After BOS, token 26, these are
-# the lowest and the highest probability of a token; 1/27 is 0.037:
+# Untrained, the model has no strong opinions. After BOS, these are the lowest
+# and the highest probability of a token; 1/27 is 0.037:
 
 # %%
-probabilities = numbers(softmax(gpt(model, 26, 0, new_cache(model))))
+logits = gpt(model, vocab.index(BOS), 0, new_cache(model))
+probabilities = numbers(softmax(logits))
 min(probabilities), max(probabilities)  # (0.018, 0.067)
 
 # %% [markdown]
@@ -767,7 +768,6 @@ def document_loss(model, tokens):
     return total(losses) / len(losses)
 
 
-vocab = vocabulary(['abcdefghijklmnopqrstuvwxyz'])
 tokens = encode('emma', vocab)
 document_loss(model, tokens).data  # 3.23
 
@@ -1514,8 +1514,9 @@ def rehearse(run):
         list(picture(run, options.inspect))
     if options.save:
         try:
-            same = numbers(unpack(pack(run)).params) == numbers(run.params)
-            require(same, 'its numbers would not come back')
+            copy = unpack(pack(run))
+            pair = [gpt(r.model, 0, 0, new_cache(r.model)) for r in (run, copy)]
+            require(numbers(pair[0]) == numbers(pair[1]), 'another would come back')
         except Exception as error:
             raise Problem(f'--save: this model cannot be saved: {error!r}') from None
 
@@ -1755,8 +1756,7 @@ def train(run, docs, progress, log, signals):
     options, size = run.options, run.options.batch_size
     if options.load:
         lost = '' if options.save else '; without --save, the result will be lost'
-        rate = f'the learning rate falls until step {options.steps}'
-        say(f'going on from step {run.step}; {rate}{lost}')
+        say(f'from step {run.step} on; the rate falls until step {options.steps}{lost}')
     with workers(run) as pipes:
         while run.step < options.steps:
             stop_if_asked(signals, run)
@@ -2112,8 +2112,8 @@ def print_names(run, data):
         if is_wanted(name, options, printed, known):
             print(escaped(name), flush=True)
             printed.append(name)
-    if len(printed) < options.samples:
-        say(f'{options.samples - len(printed)} names are missing, after many refusals')
+    if missing := options.samples - len(printed):
+        say(f'{missing} names are missing, for too many were refused')
     if printed and data:
         new = sum(name not in known for name in printed)
         say(f'{new} of {len(printed)} names are new (not in the data)')

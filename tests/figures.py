@@ -83,7 +83,7 @@ def inspect():
 CHANGES = {  # to chapter 7: what stands there, and what to put in its place
     'as it is': (),
     'all parameters equal': ('rng.gauss(0, std)', 'std'),
-    'large parameters': ('std = 0.08', 'std = 1.0'),
+    'large parameters': ('std=0.08', 'std=1.0'),
 }
 
 

@@ -89,7 +89,7 @@ def test_a_loaded_model_writes_the_names_that_its_training_printed(tmp_path, cli
 def test_more_steps_go_on_and_fewer_only_sample(checkpoint, cli):
     more = cli('--load', checkpoint, '--steps', 20, '--save', checkpoint)
     assert 'step 13 / 20' in more.stderr and 'step 20 / 20' in more.stderr
-    line = 'going on from step 12; the learning rate falls until step 20'
+    line = 'from step 12 on; the rate falls until step 20'
     assert line in more.stderr
     saved = load_checkpoint(checkpoint)
     assert saved.step == saved.adam.step == saved.options.steps == 20
