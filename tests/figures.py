@@ -72,7 +72,7 @@ def learnt():
     """Where the heads look after 20,000 steps."""
     path = trained('long', *LONG)
     picture = program('--load', path, '--samples', '0', '--inspect', 'katarina')
-    return fenced(attention(picture))
+    return fenced(attention(picture)[:12])  # the first two heads
 
 
 def inspect():
@@ -144,6 +144,11 @@ def chapter():
     return '\n'.join(['# ' + line for line in shown])
 
 
+def recipes():
+    """What everybody changes, and what it does to the loss."""
+    return '\n'.join(output('tests/recipes.py', '--measure', '--steps', '1000', '5000'))
+
+
 BLOCKS = {
     'run': run,
     'learnt': learnt,
@@ -156,7 +161,7 @@ BLOCKS = {
     'chapter': chapter,
     'worth': lambda: '\n'.join(output('tests/experiments.py', '--table', 'worth')),
     'parts': lambda: '\n'.join(output('tests/experiments.py', '--table', 'parts')),
-    'recipes': lambda: '\n'.join(output('tests/recipes.py', '--measure')),
+    'recipes': recipes,
     'speed': lambda: '\n'.join(output('tests/benchmark.py')),
 }
 
@@ -169,6 +174,13 @@ def place(name):
     if name == 'chapter':
         return PROGRAM, r'(?s)(# ```text\n)(# step    1 / 1000 \| mean.*?)(\n# ```)'
     return README, rf'(?s)( *<!-- figures: {name} -->\n)(.*?)(\n *<!-- end -->)'
+
+
+def relinked(text):
+    """README's text, with links that lead to the chapters where they are now."""
+    lines = {number: line for number, _, line in chapters()}
+    link = r'(\[(?:chapter\s)?(\d+)[^\]]*\]\(microgpt\.py#L)\d+'
+    return re.sub(link, lambda match: f'{match[1]}{lines[int(match[2])]}', text)
 
 
 def steady(text):
@@ -191,8 +203,9 @@ def main():
         stale += differs
         print(f'{name}: {"stale" if differs else "as it is"}', flush=True)
         if not args.check:
-            new = re.sub(pattern, lambda match: match[1] + after + match[3], text)
-            path.write_text(new, 'utf-8')
+            begin, end = re.search(pattern, text).span(2)
+            text = text[:begin] + after + text[end:]
+            path.write_text(relinked(text) if path == README else text, 'utf-8')
     return 1 if args.check and stale else 0
 
 

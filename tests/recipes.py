@@ -432,17 +432,24 @@ def held_out_loss(job):
 
 
 def measure(path, names, steps, seeds, processes):
-    """Print a table of recipes, with the held-out loss of what they train."""
+    """Print a table of recipes, with the held-out loss of what they train.
+
+    steps: a list of how many; there is a column for each.
+    """
     rows = [(), *((name,) for name in names)]
     seeds = range(1, seeds + 1)
-    jobs = [(path, row, steps, seed) for row in rows for seed in seeds]
-    print(f'| recipe | lines | held-out loss after {steps:,} steps |\n|---|---|---|')
+    jobs = [(path, row, n, seed) for row in rows for n in steps for seed in seeds]
+    print('| recipe | lines |', ' | '.join(f'after {n:,} steps' for n in steps), '|')
+    print('|---' * (2 + len(steps)) + '|')
     with multiprocessing.Pool(processes) as pool:
         found = pool.imap(held_out_loss, jobs)
         for row in rows:
-            spread = experiments.spread([next(found) for _ in seeds])
-            start = f'| {row[0]} | {lines(*row)}' if row else '| nothing changed | 0'
-            print(f'{start} | {spread} |', flush=True)
+            start = 'nothing changed | 0'
+            if row:
+                start = f'`{row[0]}`: {RECIPES[row[0]][0]} | {lines(*row)}'
+            losses = [[next(found) for _ in seeds] for _ in steps]
+            spread = experiments.spread if len(seeds) > 1 else lambda x: f'{x[0]:.2f}'
+            print(f'| {start} |', ' | '.join(map(spread, losses)), '|', flush=True)
 
 
 def main(argv=None):
@@ -450,8 +457,8 @@ def main(argv=None):
     parser.add_argument('names', nargs='*', metavar='RECIPE', help='one or several')
     parser.add_argument('--measure', action='store_true', help='print a table')
     parser.add_argument('--data', default=str(experiments.ROOT / 'input.txt'))
-    parser.add_argument('--steps', type=int, default=1000)
-    parser.add_argument('--seeds', type=int, default=3, help='so many runs of each')
+    parser.add_argument('--steps', type=int, nargs='+', default=[1000])
+    parser.add_argument('--seeds', type=int, default=1, help='so many runs of each')
     parser.add_argument('--processes', type=int, help='at a time (all cores)')
     given = parser.parse_args(argv)
     for name in given.names:

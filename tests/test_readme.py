@@ -1,5 +1,6 @@
 """README.md: what can rot in it is compared with the program."""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from conftest import README, SCRIPT
 import experiments
 import figures
 import microgpt
+import recipes
 from microgpt import Value
 
 TEXT = README.read_text('utf-8')
@@ -69,6 +71,10 @@ def test_the_graph_that_it_shows_is_drawn_by_the_program():
     loss = a * b + a
     loss.backward()
     assert microgpt.mermaid(loss, a=a, b=b, loss=loss) + '\n' in blocks('mermaid')
+
+
+def test_its_check_of_gradients_is_that_of_the_recipes():
+    assert inspect.getsource(recipes.check_gradients) in TEXT
 
 
 def test_the_lines_that_it_and_the_experiments_change_are_there():
