@@ -17,7 +17,6 @@ import argparse
 import gc
 import itertools
 import math
-import platform
 import random
 import resource
 import statistics
@@ -122,7 +121,8 @@ class Usual:
             name: [[Node(value.data) for value in row] for row in matrix]
             for name, matrix in microgpt.tensors(ours.model).items()
         }
-        self.params = [p for matrix in self.model.values() for row in matrix for p in row]
+        matrices = self.model.values()
+        self.params = [p for matrix in matrices for row in matrix for p in row]
 
     def logits(self, token, position, keys, values):
         model, size = self.model, 4
@@ -156,7 +156,8 @@ class Usual:
             for i, p in enumerate(self.params):
                 m[i] = 0.85 * m[i] + 0.15 * p.grad
                 v[i] = 0.99 * v[i] + 0.01 * p.grad**2
-                m_hat, v_hat = m[i] / (1 - 0.85 ** (step + 1)), v[i] / (1 - 0.99 ** (step + 1))
+                m_hat = m[i] / (1 - 0.85 ** (step + 1))
+                v_hat = v[i] / (1 - 0.99 ** (step + 1))
                 p.data -= 0.01 * m_hat / (v_hat**0.5 + 1e-8)
                 p.grad = 0.0
             yield loss.data
@@ -244,19 +245,22 @@ def letters_per_second(data):
     return found
 
 
+def program_seconds(*options):
+    """How long the program takes with these options."""
+    command = [sys.executable, ROOT / 'microgpt.py', *options]
+    quiet = {'check': True, 'stderr': subprocess.DEVNULL}
+    return timed(lambda: subprocess.run(list(map(str, command)), **quiet))[0]
+
+
 def gain_of_workers(data):
     """How much faster steps of 16 documents are with two workers than with one."""
     job = ['--data', data, '--batch-size', 16, '--val-fraction', 0, '--samples', 0]
     seconds = {1: [], 2: []}
     for _ in range(3):
         for count in seconds:
-            took = []
-            for steps in (5, 25):
-                options = [*job, '--workers', count, '--steps', steps]
-                command = [sys.executable, ROOT / 'microgpt.py', *options]
-                quiet = {'check': True, 'stderr': subprocess.DEVNULL}
-                took.append(timed(lambda: subprocess.run(list(map(str, command)), **quiet))[0])
-            seconds[count].append(took[1] - took[0])
+            options = [*job, '--workers', count, '--steps']
+            short, long = (program_seconds(*options, steps) for steps in (5, 25))
+            seconds[count].append(long - short)
     one, two = map(statistics.median, seconds.values())
     return one / two
 
@@ -290,18 +294,19 @@ def main():
     usual, ours = step_seconds(args.data, args.turns, collector=True)
     quiet_usual, quiet_ours = step_seconds(args.data, args.turns, collector=False)
     slow, fast = letters_per_second(args.data)
-    print(f'{platform.python_implementation()} {platform.python_version()}\n')
     print('| | the usual graph | microgpt | |\n|---|---|---|---|')
-    print(f'| a training step | {1000 * usual:.0f} ms | {1000 * ours:.1f} ms', end=' | ')
-    print(f'{usual / ours:.0f} times as fast |')
-    print('| the same without Python\'s garbage collector', end=' | ')
-    print(f'{1000 * quiet_usual:.0f} ms | {1000 * quiet_ours:.1f} ms', end=' | ')
-    print(f'{quiet_usual / quiet_ours:.1f} times |')
-    print(f'| letters sampled in a second | {slow:.0f} | {fast:.0f}', end=' | ')
-    print(f'{fast / slow:.0f} times |')
-    gain = gain_of_workers(args.data)
-    print(f'| 16 names a step, with two workers | | | {gain:.1f} times as fast as one |')
+    times = f'{1000 * usual:.0f} ms', f'{1000 * ours:.1f} ms'
+    row('a training step', *times, usual / ours)
+    times = f'{1000 * quiet_usual:.0f} ms', f'{1000 * quiet_ours:.1f} ms'
+    row('the same, collector off', *times, quiet_usual / quiet_ours)
+    row('letters sampled in a second', f'{slow:.0f}', f'{fast:.0f}', fast / slow)
+    row('16 names a step: two workers, beside one', '', '', gain_of_workers(args.data))
     print(f'| peak memory | {memory[0]:.0f} MiB | {memory[1]:.0f} MiB | |')
+
+
+def row(what, usual, ours, gain):
+    """Print a row of the table."""
+    print(f'| {what} | {usual} | {ours} | {gain:.1f} times as fast |')
 
 
 if __name__ == '__main__':

@@ -47,7 +47,7 @@ class Run:
         self.model = microgpt.new_model(self.config, len(self.vocab), self.rng)
         self.params = microgpt.parameters(self.model)
         self.adam = microgpt.Adam(self.params)
-        self.options = types.SimpleNamespace(**self.config._asdict())  # as Part II's Run
+        self.options = types.SimpleNamespace(**self.config._asdict())
 
     def loss_at(self, step):
         doc = self.docs[step % len(self.docs)]

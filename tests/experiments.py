@@ -191,10 +191,10 @@ def print_worth(trainings):
     train, held_out, vocab = load(trainings.path)
     print('| predicted by | loss on held-out names |\n|---|---|')
     print(f'| guessing evenly | {math.log(len(vocab)):.2f} |')
-    for length, name in enumerate(('letter frequencies', 'pairs', 'triples', 'quadruples')):
+    counts = 'letters', 'pairs', 'triples', 'quadruples'
+    for length, name in enumerate(counts):
         loss, size = counted(train, held_out, vocab, length)
-        counts = f'counted {name}' if length else name
-        print(f'| {counts} ({size:,} counts) | {loss:.2f} |', flush=True)
+        print(f'| counted {name} ({size:,} counts) | {loss:.2f} |', flush=True)
     print(f'| this model after 1,000 steps | {statistics.fmean(short.get()):.2f} |')
     print(f'| after 5,000 steps | {longer.get()[0]:.2f} |')
     print(f'| after 20,000 steps | {longest.get()[0]:.2f} |')

@@ -27,7 +27,7 @@ CHANGES = {  # pieces of Part I, and what stands in their place
         ("linear(x, model['lm_head'])", "linear(x, model['extra'])"),
     ],
     'no attention': [
-        ('        x = add(x, multi_head(rmsnorm(x), layer, n_head, keys, values))\n', ''),
+        ('x = add(x, multi_head(rmsnorm(x), layer, n_head, keys, values))', 'pass'),
         ("    assert lengths == [position] * len(model['layers']), problem\n", ''),
     ],
     'a secret': [(HIDDEN, f'{HIDDEN}    hidden[0] = hidden[0] + id(layer) % 999\n')],

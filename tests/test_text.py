@@ -78,11 +78,9 @@ def test_the_example_of_the_chain_rule_is_right():
     c = a * b
     loss = c + a
     loss.backward()
-    made, end = f'c = a * b = {c.data:g}', f'loss = c + a = {loss.data:g}'
-    assert lines[0] == f'forward: a = 2, b = 3, {made}, {end}'
+    assert lines[0].endswith(f'c = a * b = {c.data:g}, loss = c + a = {loss.data:g}')
     assert_shown(row(lines[-1]), [c.grad, a.grad, b.grad])
-    products = [eval(text) for text in re.findall(r'\d \* \d', '\n'.join(lines[3:]))]
-    assert products == [1, 1, 3, 2]
+    assert re.findall(r'= (\d)', lines[3] + lines[4][11:]) == ['1', '1', '3', '2']
 
 
 def softmaxed(x):
@@ -177,26 +175,19 @@ def test_the_example_of_adam_is_right():
         assert_shown(written[1:], [adam.m[0], m_hat, adam.v[0], v_hat, moved])
 
 
-def test_main_prints_what_chapter_12_shows_and_x_keeps_the_size_that_chapter_6_names(
-    monkeypatch, capsys
-):
+def test_in_training_x_keeps_the_size_that_chapter_6_names(monkeypatch):
     sizes = []
     add = microgpt.add
 
     def recorded(u, v):
-        sums = add(u, v)
-        sizes.append(size(sums))
+        sizes.append(size(sums := add(u, v)))
         return sums
 
     monkeypatch.setattr(microgpt, 'add', recorded)
-    monkeypatch.chdir(SCRIPT.parent)
-    microgpt.main()
-    printed = capsys.readouterr().out.splitlines()
-    lines = example('step    1 / 1000')
-    assert printed[:2] + printed[10:15] == lines[:2] + lines[3:8]
+    microgpt.main(SCRIPT.with_name('input.txt'), steps=200, samples=0)
     x = sizes[2::3]  # after embeddings, attention and MLP
-    means = [sum(x[i : i + 500]) / 500 for i in range(0, len(x) - 500, 500)]
-    assert min(means) > 1.05 and max(means) < 1.45
+    means = [sum(x[i : i + 300]) / 300 for i in range(0, len(x) - 300, 300)]
+    assert min(means) > 1 and max(means) < 1.6
 
 
 # ---- the results behind bare expressions -------------------------------------
@@ -216,7 +207,8 @@ def test_every_chapter_ends_with_an_expression_and_its_result():
         found = repr(eval(ast.unparse(statement), kernel.__dict__))
         assert re.sub(r'[\d.e-]+', '', found) == re.sub(r'[\d.e-]+', '', comment)
         assert_shown(row(comment), [float(number) for number in row(found)])
-    assert set(chapters) == set(range(2, 12)) and max(map(chapters.count, chapters)) <= 2
+    assert set(chapters) == set(range(2, 12))
+    assert max(map(chapters.count, chapters)) <= 2
 
 
 # ---- the notebook ------------------------------------------------------------
@@ -227,7 +219,7 @@ def test_the_file_is_a_notebook_whose_prose_is_markdown_in_numbered_chapters():
         lines = body.strip().splitlines()
         comments = [line.startswith('#') for line in lines]
         if kind == 'code':
-            assert not any(all(comments[i : i + 6]) for i in range(len(lines) - 5)), body
+            assert not any(all(comments[i : i + 6]) for i in range(len(lines) - 5))
         else:
             assert body.startswith('"""') or all(comments)
     chapters = [int(number) for number in re.findall(r'(?m)^## (\d+)\. ', prose())]
@@ -244,7 +236,7 @@ def test_paragraphs_are_short_and_lines_are_narrow():
 
 
 @pytest.mark.parametrize('kind', ['cells', 'cells of VS Code', 'one cell', 'a script'])
-def test_in_a_notebook_and_only_there_both_parts_run(kind, tmp_path, monkeypatch, capsys):
+def test_both_parts_run_in_a_notebook_only(kind, tmp_path, monkeypatch, capsys):
     (tmp_path / 'input.txt').write_text('ab\nba\nb\n')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr('sys.argv', ['ipykernel_launcher.py', '-f', 'kernel-1.json'])
