@@ -131,22 +131,6 @@ def test_the_example_of_scores_that_are_too_large_is_right():
         assert_shown(written[3:], [*weights, softmaxed(scores)[2] - weights[2]])
 
 
-def size(x):
-    """The root of the mean square of a list of Values."""
-    return math.sqrt(sum(number * number for number in numbers(x)) / len(x))
-
-
-def test_before_training_embeddings_and_notes_have_the_size_that_chapter_6_names():
-    config = microgpt.Config()
-    model = microgpt.new_model(config, 27, random.Random(1))
-    x = microgpt.add(model['wte'][0], model['wpe'][0])
-    assert size(x) == pytest.approx(0.1, abs=0.05)
-    x, layer = microgpt.rmsnorm(x), model['layers'][0]
-    first = microgpt.multi_head(x, layer, config.n_head, [], [])
-    for note in (first, microgpt.mlp(x, layer)):
-        assert size(note) == pytest.approx(0.1, abs=0.05)
-
-
 def test_the_examples_of_longer_sums_and_of_the_loss_are_right():
     sizes, distances = [row(line) for line in example('size of sum')]
     rng = random.Random(1)
@@ -175,16 +159,22 @@ def test_the_example_of_adam_is_right():
         assert_shown(written[1:], [adam.m[0], m_hat, adam.v[0], v_hat, moved])
 
 
-def test_in_training_x_keeps_the_size_that_chapter_6_names(monkeypatch):
-    sizes = []
-    add = microgpt.add
+def size(x):
+    """The root of the mean square of a list of Values."""
+    return math.sqrt(sum(number * number for number in numbers(x)) / len(x))
+
+
+def test_x_and_what_is_added_to_it_have_the_sizes_that_chapter_6_names(monkeypatch):
+    added, sizes, add = [], [], microgpt.add
 
     def recorded(u, v):
+        added.append(size(v))
         sizes.append(size(sums := add(u, v)))
         return sums
 
     monkeypatch.setattr(microgpt, 'add', recorded)
     microgpt.main(SCRIPT.with_name('input.txt'), steps=200, samples=0)
+    assert [sizes[0], *added[1:3]] == pytest.approx([0.1] * 3, abs=0.06)  # untrained
     x = sizes[2::3]  # after embeddings, attention and MLP
     means = [sum(x[i : i + 300]) / 300 for i in range(0, len(x) - 300, 300)]
     assert min(means) > 1 and max(means) < 1.6
