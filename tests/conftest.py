@@ -1,10 +1,7 @@
 """What all tests share: the module, a run as in Part I, and the program."""
 
-import contextlib
 import json
-import os
 import random
-import signal
 import subprocess
 import sys
 import types
@@ -14,7 +11,6 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent
 SCRIPT = TESTS.parent / 'microgpt.py'
-README = TESTS.parent / 'README.md'
 sys.path.insert(0, str(SCRIPT.parent))
 import microgpt  # noqa: E402
 
@@ -26,8 +22,7 @@ TINY = ['--data', str(SMALL), *SIZES, '--steps', '12']
 
 def part_1():
     """The text of Part I: all before the cell that opens Part II."""
-    text, rest = SCRIPT.read_text('utf-8').split('# %% [markdown]\n# # Part II', 1)
-    assert rest
+    text, _ = SCRIPT.read_text('utf-8').split('# %% [markdown]\n# # Part II', 1)
     return text
 
 
@@ -102,14 +97,6 @@ def wait_for(process, text):
     raise AssertionError(f'the process has ended without {text!r}')
 
 
-@contextlib.contextmanager
-def paused(process):
-    """The process stands still meanwhile, so that nothing depends on who is faster."""
-    process.send_signal(signal.SIGSTOP)
-    yield
-    process.send_signal(signal.SIGCONT)
-
-
 def refused(result, *words, status=2):
     """Assert that a run ended with one clear line, with these words in it."""
     assert result.returncode == status, result.stderr
@@ -119,11 +106,6 @@ def refused(result, *words, status=2):
     assert last.startswith('microgpt: ')
     for word in words:
         assert word in last, last
-
-
-def env(**variables):
-    """This process's environment with some variables more."""
-    return {**os.environ, **variables}
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Whatever ends a run: the model is saved, and the exit status says why.
 
-What needs no process of its own happens within this one: instead of a signal, its
-handler is called. On Windows, all is skipped.
+Mostly, a handler is called instead of a signal sent. On Windows, all is skipped.
 """
 
 import os
