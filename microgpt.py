@@ -453,7 +453,7 @@ class Config(NamedTuple):
     n_embd: int = 16  # numbers in an embedding, and in x
     n_head: int = 4  # heads of attention; n_embd is a multiple of it
     block_size: int = 16  # positions; documents of 16 letters or more lose their end
-    # All four are taste; with more of the first two it can learn more, and is slower.
+    # All four: taste. More of the first two make a better and slower model.
 
 
 def gpt(model, token, position, cache):
