@@ -1006,6 +1006,9 @@ if 'get_ipython' in globals():  # which only notebooks and IPython define
 # the loss -log(p), Adam or a relative, and the game of predicting the next
 # token.
 #
+# To go on, README.md has tested recipes for what people change most often, and
+# the same model in PyTorch.
+#
 # For those who know GPT-2: RMSNorm is used in place of LayerNorm, and relu in
 # place of GELU; the embeddings are normed, and not what `lm_head` reads; there
 # are no biases, no gains and no dropout, and `lm_head` is a matrix of its own.
