@@ -151,7 +151,7 @@ BAD_OPTIONS = {
     '--steps -1': '--steps must be',
     '--steps 1.5': "argument --steps: invalid int value: '1.5'",
     '--epochs 1000000000': '--steps must be',
-    '--steps=--': '--steps cannot be []',
+    '--steps=--': '--steps',  # in words that depend on Python
     '--temperature nan': '--temperature must be',
     '--batch-size 0': '--batch-size must be',
     '--val-fraction 1.1': '--val-fraction must be from 0 to 1',
