@@ -3,7 +3,7 @@
 # microgpt: a GPT in one file of plain Python
 
 This program reads a list of names, learns how names are spelled, and makes up
-new ones. Run it with `python microgpt.py`, or read it from here to the end: you
+new ones. Run it with `python3 microgpt.py`, or read it from here to the end: you
 need to know Python and school calculus; everything else is explained. (GPT
 stands for "generative pre-trained transformer": it generates text, it is
 trained on plain text first, and a transformer is a model like that of chapter
@@ -476,8 +476,9 @@ def gpt(model, token, position, cache):
 # Why is a note *added* to the notepad, and not put in its place? In a sum,
 # every term has slope 1, so gradients have a way back that leads around the
 # layers. Otherwise they would have to go through all layers and be multiplied
-# by one slope after the other: ten times 0.5 is 0.001. And a layer that has not
-# yet learnt anything erases nothing. (This is called a *residual* connection.)
+# by one slope after the other, and 0.5, ten times over, is 0.001. And a layer
+# that has not yet learnt anything erases nothing. (This is called a *residual*
+# connection.)
 #
 # Attention and the MLP read normed copies of the notepad. The notepad itself is
 # normed only when it begins. Without that, the notes of an untrained model,
@@ -968,9 +969,9 @@ def main(path='input.txt', steps=1000, samples=20, temperature=0.5, seed=42):
 
 
 # %% [markdown]
-# `python microgpt.py` runs the convenient version of this, from Part II. To run
-# this one: `python -c "import microgpt; microgpt.main()"`. In a notebook it
-# runs here:
+# `python3 microgpt.py` runs the convenient version of this, from Part II. This
+# one: `python3 -c "import microgpt; microgpt.main()"`. In a notebook it runs
+# here:
 
 # %%
 if 'get_ipython' in globals():  # which only notebooks and IPython define
@@ -1021,9 +1022,7 @@ if 'get_ipython' in globals():  # which only notebooks and IPython define
 #
 # ## 14. The whole program
 #
-# First the story; then a chapter for each of its lines, in the same order. What
-# the user can mend is a `Problem`: one line and an exit status, never a
-# traceback.
+# First the story; then a chapter for each of its lines, in the same order.
 
 # %%
 # ruff: noqa: B018, E402, SIM115 - examples are expressions, a log stays open
@@ -1032,7 +1031,6 @@ import array
 import contextlib
 import gc
 import hashlib
-import http.client
 import itertools
 import json
 import multiprocessing.connection
@@ -1047,6 +1045,8 @@ import threading
 import time
 import unicodedata
 from collections import deque
+
+IN_NOTEBOOK = 'get_ipython' in globals()
 
 
 class Problem(Exception):
@@ -1073,10 +1073,18 @@ def escaped(text):
     return ''.join(c if c.isprintable() or c in shown else ascii(c)[1:-1] for c in text)
 
 
-def say(text):
+def is_terminal():
+    """Is stderr a terminal on which a line can move?"""
+    moves = os.environ.get('TERM') != 'dumb'
+    return moves and sys.stderr is sys.__stderr__ and sys.stderr.isatty()
+
+
+def say(text, end='\n'):
     """Print to stderr, which is for people; stdout is for the names alone."""
+    file = sys.stdout if IN_NOTEBOOK else sys.stderr  # a notebook shows stderr in pink
+    clear = '\033[K' if end == '\n' and is_terminal() else ''  # of the bar
     with contextlib.suppress(OSError):  # nobody reads it: the terminal is closed
-        print(escaped(text), file=sys.stderr, flush=True)
+        print(clear + escaped(text), file=file, flush=True, end=end)
 
 
 def program(argv):
@@ -1089,7 +1097,7 @@ def program(argv):
     progress = Progress(run)
     all_well = train_and_save(run, data, progress)
     held_out = judge(run, data, progress)
-    if sys.stderr.isatty() and len(progress.curve) >= 10:
+    if (is_terminal() or IN_NOTEBOOK) and len(progress.curve) >= 10:
         say('\n'.join(loss_chart(progress, held_out)))
     if options.inspect is not None:
         say('\n'.join(picture(run, options.inspect)))
@@ -1155,7 +1163,7 @@ OPTIONS = {
     'top_p': Option('sampling', float, 1.0, 'only the likeliest, X in all', 0, 1),
     'prompt': Option('sampling', normal, '', 'beginning of every name'),
     'min_length': Option('sampling', int, 0, 'no shorter names'),
-    'max_length': Option('sampling', int, None, 'no longer names'),
+    'max_length': Option('sampling', int, None, 'no longer names', 1),
     'alphabetic': Option('sampling', bool, False, 'names of letters only'),
     'unique': Option('sampling', bool, False, 'no name twice'),
     'novel': Option('sampling', bool, False, 'no name from the data'),
@@ -1180,8 +1188,8 @@ class Parser(argparse.ArgumentParser):
 
 def option_parser():
     """The parser of all options; what is not given will be None."""
-    example = 'example: python microgpt.py --steps 2000 --save names.safetensors'
-    usage = 'python microgpt.py [options]'
+    example = 'example: python3 microgpt.py --steps 2000 --save names.safetensors'
+    usage = 'python3 microgpt.py [options]'
     parser = Parser(prog='microgpt', usage=usage, epilog=example, allow_abbrev=False)
     titles = dict.fromkeys(row.group for row in OPTIONS.values())
     groups = {title: parser.add_argument_group(title) for title in titles}
@@ -1236,8 +1244,7 @@ def check(options):
         value = getattr(options, name)
         if value is not None or row.default is not None:
             check_value(name, value)
-    lengths = options.block_size, options.max_length
-    longest = min(length for length in lengths if length is not None)
+    longest = min(options.block_size, options.max_length or options.block_size)
     where = 'above --block-size or --max-length'
     require(options.n_embd % options.n_head == 0, '--n-embd is no multiple of --n-head')
     require(options.decay in DECAYS, f'--decay must be one of {", ".join(DECAYS)}')
@@ -1261,9 +1268,9 @@ def check_value(name, value):
 # %% [markdown]
 # ## 16. Documents
 #
-# Some documents are *held out*: training never sees them, so the loss on them
-# tells what the model has understood, and not what it has learnt by heart. What
-# stands in the file twice, and once in training, is not one of them.
+# Some documents are *held out*: training never sees them, nor others with the
+# same text, so the loss on them tells what the model has understood, and not
+# what it knows by heart.
 
 # %%
 NAMES_URL = 'https://raw.githubusercontent.com/karpathy/makemore/master/names.txt'
@@ -1306,7 +1313,7 @@ def find_names():
     try:
         with urlopen(NAMES_URL, timeout=20) as answer:
             content = answer.read()
-    except (OSError, http.client.HTTPException) as error:
+    except Exception as error:  # whatever a network does
         raise Problem(f'no input.txt, and no download ({error}): see --data') from None
     digest = hashlib.sha256(content).hexdigest()
     require(digest == NAMES_SHA256, 'something else came in place of it: see --data')
@@ -1355,11 +1362,8 @@ def describe(data, block_size):
 
 def check_characters(text, vocab, where):
     """A Problem that names the characters of a text that are not in the vocabulary."""
-    known = vocab[:-1]
-    unknown = ''.join(sorted(set(text) - set(known)))
-    if ord(known[-1]) - ord(known[0]) == len(known) - 1:  # all characters in between
-        known = f'{known[0]} to {known[-1]}'
-    there = f'not in the vocabulary of the model, which is {known[:60]}'
+    unknown = ''.join(sorted(set(text) - set(vocab[:-1])))
+    there = f'not in the vocabulary of the model, which is {vocab[:-1]:.60}'
     require(not unknown, f'{where}: {unknown[:40]!r} is {there}')
 
 
@@ -1607,19 +1611,18 @@ def save_anyhow(run):
 #
 # The documents of a batch can be shared out among *workers*, processes that run
 # at the same time. Their gradients are added up in the order of the documents,
-# so any number of workers gives the same result to the last bit. The whole
-# batch is then one Value, with the parameters as inputs and their mean
-# gradients as slopes.
+# so any number of workers gives the same result to the last bit. The batch is
+# then one Value: the parameters are its inputs, mean gradients its slopes.
 
 # %%
+STOPS = {signal.SIGINT, signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGTERM)}
+
+
 def stop_if_asked(signals, run):
     """A Problem if there is a signal; where this is called, the model is whole."""
     if signals:
         cause = 'Ctrl-C' if signals[0] == signal.SIGINT else 'a signal'
         raise Problem(f'stopped by {cause} after step {run.step}', 128 + signals[0])
-
-
-STOPS = {signal.SIGINT, signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGTERM)}
 
 
 @contextlib.contextmanager
@@ -1632,7 +1635,7 @@ def noted_signals():
         if number == signal.SIGINT and times[-1] > times[0] + 1:
             raise KeyboardInterrupt
         if not received:
-            say('stopping after this step; Ctrl-C again: at once, without saving')
+            say('stopping cleanly; press Ctrl-C again to stop now, without saving')
         received.append(number)
 
     is_main = threading.current_thread() is threading.main_thread()  # others may not
@@ -1684,8 +1687,8 @@ def worker_count(options):
     """How many processes are to work on a batch."""
     count = min(options.workers or os.cpu_count() or 1, options.batch_size, 60)
     is_program = vars(sys.modules['__main__']) is globals() and os.path.isfile(FILE)
-    if count > 1 and not (is_program and 'get_ipython' not in globals()):
-        say('without workers: only `python microgpt.py` can start them')
+    if count > 1 and (IN_NOTEBOOK or not is_program):
+        say('without workers: only `python3 microgpt.py` can start them')
         return 0
     return count if count > 1 else 0
 
@@ -1694,20 +1697,21 @@ def worker_count(options):
 def workers(run):
     """Pipes to processes that compute gradients; none, if this one is to do it all."""
     processes = {}  # by our end of their pipes
+    count = worker_count(run.options)
     context = multiprocessing.get_context('spawn')
-    with contextlib.suppress(AttributeError):  # Windows has no masks
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # for children, always
-        multiprocessing.resource_tracker.ensure_running()  # which ends the blocking
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
-        for _ in range(worker_count(run.options)):
-            ours, theirs = context.Pipe()
-            args = theirs, run.model['config'], len(run.vocab)
-            processes[ours] = context.Process(target=work, args=args, daemon=True)
-            processes[ours].start()
-            theirs.close()
-        with contextlib.suppress(AttributeError):
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with contextlib.ExitStack() as stack:
+            if count and hasattr(signal, 'pthread_sigmask'):  # Windows has none
+                before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+                stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
+                multiprocessing.resource_tracker.ensure_running()  # ends the blocking
+                signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # children keep it
+            for _ in range(count):
+                ours, theirs = context.Pipe()
+                args = theirs, run.model['config'], len(run.vocab)
+                processes[ours] = context.Process(target=work, args=args, daemon=True)
+                processes[ours].start()
+                theirs.close()
         yield list(processes)
     finally:
         for process in processes.values():
@@ -1776,7 +1780,7 @@ def train(run, docs, progress, log, signals):
             Value.tape.clear()
             run.step += 1
             log.write(f'{run.step},{loss.data},{rate}\n')
-            progress.note(loss.data, losses, batch)
+            progress.note(losses, batch)
             del loss
             if options.save_every and run.step % options.save_every == 0:
                 save(run, options.save)
@@ -1809,42 +1813,49 @@ def train_and_save(run, data, progress):
 #
 # The loss of one step says little, for some names are hard to guess. So we show
 # the mean over the predictions of the last hundred steps, the same kind of mean
-# as that over the held-out documents. And every line ends with a new name.
+# as that over the held-out documents; and names, which show learning best.
 
 # %%
+def mean_loss(pairs):
+    """The mean over all predictions, from the mean and the number of each document."""
+    return sum(loss * n for loss, n in pairs) / sum(n for _, n in pairs)
+
+
 class Progress:
-    """Shows on stderr how training goes, and keeps what loss_chart() draws."""
+    """Tells how training goes, and keeps what loss_chart() draws."""
 
     def __init__(self, run):
         self.run = run
         self.first = run.step
-        self.began = self.shown = time.monotonic()
-        self.recent = deque(maxlen=100)  # nats and predictions of the last steps
+        self.began = time.monotonic()
+        self.drawn = 0.0  # when the bar was
+        self.recent = deque(maxlen=100 * run.options.batch_size)  # for mean_loss()
         self.curve = []  # mean losses at 48 steps or fewer
         self.rng = random.Random(0)  # a stream of its own, so that nothing else changes
 
-    def mean_loss(self):
-        """The mean loss of all predictions in the last hundred steps."""
-        return sum(nats for nats, _ in self.recent) / sum(n for _, n in self.recent)
-
-    def note(self, loss, losses, batch):
-        """Take in a step, and print its line if it is time to."""
-        step, steps, now = self.run.step, self.run.options.steps, time.monotonic()
-        counts = [len(tokens) - 1 for tokens in batch]
-        nats = sum(loss * n for loss, n in zip(losses, counts))
-        self.recent.append((nats, sum(counts)))
+    def note(self, losses, batch):
+        """Take in a step; at each tenth of the run, say how things are."""
+        run, step, steps = self.run, self.run.step, self.run.options.steps
+        self.recent.extend(zip(losses, [len(tokens) - 1 for tokens in batch]))
         if (step - self.first) % -(-(steps - self.first) // 48) == 0:
-            self.curve.append(self.mean_loss())
-        if step % 100 and step not in (self.first + 1, steps) and now < self.shown + 60:
-            return
-        self.shown = now
-        check_sound(step, numbers(self.run.params))
-        speed = (step - self.first) / max(now - self.began, 1e-9)
+            self.curve.append(mean_loss(self.recent))
+        if step == self.first + 1 or 10 * step // steps > 10 * (step - 1) // steps:
+            check_sound(step, numbers(run.params))
+            names = [sample(run.model, run.vocab, 0.5, self.rng) for _ in range(3)]
+            done = f'step {step:{len(str(steps))}} / {steps}'
+            say(f'{done} | mean loss {mean_loss(self.recent):.4f} | {", ".join(names)}')
+        elif is_terminal() and time.monotonic() > self.drawn + 0.1:
+            self.draw_bar(step, steps)
+
+    def draw_bar(self, step, steps):
+        """A line that the next one will take the place of."""
+        self.drawn = time.monotonic()
+        speed = (step - self.first) / (self.drawn - self.began)
         minutes, seconds = divmod(int((steps - step) / speed), 60)
-        name = sample(self.run.model, self.run.vocab, 0.5, self.rng)
-        done = f'step {step:{len(str(steps))}} / {steps} | loss {loss:.4f}'
-        pace = f'{speed:.3g} steps/s | {minutes}:{seconds:02} left'
-        say(f'{done} | mean {self.mean_loss():.4f} | {pace} | {name}')
+        bar = f'{"█" * (30 * step // steps):░<30}'
+        line = f'{bar} {speed:8.2f} steps/s {minutes:4}:{seconds:02} left'
+        width = os.get_terminal_size(sys.stderr.fileno()).columns - 1
+        say(line[:width], end='\r')
 
 
 class Log:
@@ -1879,24 +1890,18 @@ class Log:
             self.file.close()
 
 
-def mean_loss(run, docs):
-    """The loss in nats per prediction over all predictions for some documents."""
-    nats = predictions = 0
-    for doc in docs:
-        tokens = document_tokens(doc, run)
-        nats += finite_loss(run.model, tokens).data * (len(tokens) - 1)
-        predictions += len(tokens) - 1
-        Value.tape.clear()  # nobody asks for gradients
-    return nats / predictions
-
-
 def judge(run, data, progress):
     """Say and return the loss on held-out documents; None if there are none."""
     docs = data.held_out[:500] if data else []  # enough to tell, and done in seconds
     if not docs:
         return None
-    loss = mean_loss(run, docs)
-    trained = f', training loss {progress.mean_loss():.4f}' if progress.recent else ''
+    pairs = []
+    for doc in docs:
+        tokens = document_tokens(doc, run)
+        pairs.append((finite_loss(run.model, tokens).data, len(tokens) - 1))
+        Value.tape.clear()  # nobody asks for gradients
+    loss, recent = mean_loss(pairs), progress.recent
+    trained = f', training loss {mean_loss(recent):.4f}' if recent else ''
     say(f'held-out loss {loss:.4f} nats per token ({len(docs)} documents){trained}')
     return loss if math.isfinite(loss) else None
 
@@ -1904,25 +1909,21 @@ def judge(run, data, progress):
 # %% [markdown]
 # ## 20. Pictures
 #
-# After training on a terminal, a chart shows how the loss fell.
-# `--inspect TEXT` shows, letter by letter, what the model expected and what
-# came, and where each head of attention looked. And `mermaid` draws the graph
-# of a computation, as chapter 3 explains it, with the slope on every arrow.
+# A chart shows how the loss fell; `--inspect TEXT`, letter by letter, what the
+# model expected and what came, and where each head of attention looked; and
+# `mermaid`, the graph of a computation as in chapter 3, with all slopes.
 
 # %%
 def loss_chart(progress, held_out):
     """Lines that show how the loss fell."""
     points = progress.curve
     levels = points if held_out is None else [*points, held_out]
-    low = min(levels)
-    per_row = (max(levels) - low) / 9 or 1
-    rows = [[' '] * len(points) for _ in range(10)]
-    if held_out is not None:
-        rows[round((held_out - low) / per_row)] = ['─'] * len(points)
-    for column, point in enumerate(points):
-        rows[round((point - low) / per_row)][column] = '●'
-    for i in range(9, -1, -1):
-        yield f'{low + i * per_row:8.4f} │{"".join(rows[i])}'.rstrip()
+    units = (m * 10.0 ** e for e in range(-3, 30) for m in (1, 2, 5))
+    unit = next(unit for unit in units if max(levels) - min(levels) <= 12 * unit)
+    for row in range(round(max(levels) / unit), round(min(levels) / unit) - 1, -1):
+        rest = '─' if held_out is not None and row == round(held_out / unit) else ' '
+        dots = ['●' if row == round(point / unit) else rest for point in points]
+        yield f'{row * unit:8.3f} │{"".join(dots)}'.rstrip()
     yield f'    step └{"─" * len(points)}'
     yield f'{progress.first + 1:>11}{progress.run.step:>{len(points) - 1}}'
     yield '● training loss' + ('' if held_out is None else '  ─ held-out loss')
@@ -2100,7 +2101,7 @@ def is_wanted(name, options, printed, known):
     kinds = {unicodedata.category(char)[0] for char in name} or {''}
     is_odd = options.alphabetic and not kinds <= {'L', 'M'}  # letters and accents
     is_old = options.unique and name in printed or options.novel and name in known
-    max_length = len(name) if options.max_length is None else options.max_length
+    max_length = options.max_length or len(name)
     return options.min_length <= len(name) <= max_length and not (is_odd or is_old)
 
 
@@ -2160,7 +2161,7 @@ def message_and_status(error):
     return str(error) or 'out of memory', 1
 
 
-if 'get_ipython' in globals():
-    cli([])  # in a notebook: the arguments are its kernel's, not ours
+if IN_NOTEBOOK:  # whose sys.argv is not for us
+    cli(['--inspect=' + load_docs('input.txt')[-1]])
 elif __name__ == '__main__':
     sys.exit(cli())

@@ -1,6 +1,6 @@
 """How fast microgpt is, beside what people usually run; prints README's table.
 
-    python tests/benchmark.py [--data FILE] [--turns N]
+    python3 tests/benchmark.py [--data FILE] [--turns N]
 
 The usual graph has a node for each operation on one or two numbers, a recursive
 sort, and Python's collector of cyclic garbage at work. It stands here as a

@@ -1,6 +1,6 @@
 """What the model is worth, and what each part is for; prints two tables.
 
-    python tests/experiments.py [--table worth | --table parts [--long]] [--data FILE]
+    python3 tests/experiments.py [--table worth | --table parts [--long]] [--data FILE]
 
 The first table compares the loss on held-out names with that of counting. The
 second takes one part of the model away at a time, or puts a simpler one in its

@@ -1,12 +1,12 @@
 """Fills the figures in README.md and in chapter 12 in, from runs.
 
-    python tests/figures.py [NAME ...]            all blocks, or these
-    python tests/figures.py --check [NAME ...]    says which of them are stale
+    python3 tests/figures.py [NAME ...]            all blocks, or these
+    python3 tests/figures.py --check [NAME ...]    says which of them are stale
 
 A block of README stands between `<!-- figures: NAME -->` and `<!-- end -->`.
 All of them take about an hour on two cores, for the sake of `worth` and `parts`;
-`run`, `inspect` and `chapter` take half a minute, `map` and `options` no time.
-Times and speeds differ from run to run, so they do not make a block stale.
+`run`, `inspect` and `chapter` take half a minute, `options` and both maps no
+time. Speeds differ from run to run, so `speed` is always stale.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def changes():
         path.write_text(source.replace(*change) if change else source, 'utf-8')
         data = str(ROOT / 'input.txt')
         lines = '\n'.join(output(str(path), '--samples', '0', '--data', data))
-        first = re.search(r'step +1 / 1000 \| loss ([\d.]+)', lines)[1]
+        first = re.search(r'step +1 / 1000 \| mean loss ([\d.]+)', lines)[1]
         held_out = re.search(r'held-out loss ([\d.]+)', lines)[1]
         what = f'{name}: `{change[0]}` becomes `{change[1]}`' if change else name
         rows.append(f'| {what} | {float(first):.2f} | {float(held_out):.2f} |')
@@ -183,11 +183,6 @@ def relinked(text):
     return re.sub(link, lambda match: f'{match[1]}{lines[int(match[2])]}', text)
 
 
-def steady(text):
-    """A block without what differs from run to run."""
-    return re.sub(r'[\d.]+ steps/s \| [\d:]+ left|0:\d\d', '', text)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('names', nargs='*', choices=[*BLOCKS, []], metavar='NAME')
@@ -199,7 +194,7 @@ def main():
         text = path.read_text('utf-8')
         before = re.search(pattern, text)[2]
         after = BLOCKS[name]()
-        differs = steady(before) != steady(after)
+        differs = before != after
         stale += differs
         print(f'{name}: {"stale" if differs else "as it is"}', flush=True)
         if not args.check:

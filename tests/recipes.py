@@ -1,15 +1,15 @@
 """What everybody changes in Part I, as recipes that are tested.
 
-    python tests/recipes.py                     lists them
-    python tests/recipes.py GELU > changed.py   writes the program so changed
-    python tests/recipes.py --measure           what each does to the held-out loss
+    python3 tests/recipes.py                     lists them
+    python3 tests/recipes.py GELU > changed.py   writes the program so changed
+    python3 tests/recipes.py --measure           what each does to the held-out loss
 
 A recipe replaces pieces of Part I's text, so that you can do the same by hand in
 the file. Several names give a program with several recipes, if these replace
 different pieces. The whole program works with all but the last three, with `--save`
 and `--load`, too. Those are for Part I alone:
 
-    python -c "import changed; changed.main()"
+    python3 -c "import changed; changed.main()"
 """
 
 import argparse

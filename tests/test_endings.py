@@ -85,7 +85,7 @@ def test_ctrl_c_stops_at_once_only_a_second_after_the_first_signal(monkeypatch, 
         for name in ('SIGTERM', 'SIGINT', 'SIGINT', 'SIGINT'):
             send(name)
     assert received == [signal.SIGTERM, signal.SIGINT, signal.SIGINT]
-    assert capsys.readouterr().err.count('Ctrl-C again: at once, without saving') == 1
+    assert capsys.readouterr().err.count('Ctrl-C again to stop now') == 1
 
 
 def test_an_ignored_ctrl_c_stays_ignored():

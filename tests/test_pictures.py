@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import struct
 import subprocess
 import sys
 import types
@@ -30,9 +31,6 @@ def test_the_table_has_the_predictions_of_the_model_and_their_bits():
     assert lines[8] == f'{all_bits:.2f} bits, {all_bits / 6:.4f} per character'
 
 
-# ---- attention ---------------------------------------------------------------
-
-
 def test_the_attention_shown_is_what_softmax_gives_to_each_head(monkeypatch):
     run, weights, softmax = Run('small'), [], microgpt.softmax
     run.train(60)  # so that the heads differ
@@ -58,9 +56,6 @@ def test_the_attention_shown_is_what_softmax_gives_to_each_head(monkeypatch):
     assert titles == ['L0H0', 'L0H1', 'L0H2', 'L1H0', 'L1H1', 'L1H2']
 
 
-# ---- every alphabet, every length --------------------------------------------
-
-
 @pytest.mark.parametrize('text', ['', 'Zoë', 'さくら大輔', '大' * 40])
 def test_pictures_fit_60_columns_and_stay_aligned(text):
     lines = list(microgpt.picture(Run('unicode'), text))
@@ -72,32 +67,33 @@ def test_pictures_fit_60_columns_and_stay_aligned(text):
     assert names == ['␣', '\\u0301', '\\t', '¶', 'é']
 
 
-# ---- the chart ---------------------------------------------------------------
-
-
 def test_the_chart_has_the_losses_and_the_held_out_level():
     losses = [3 - i / 50 for i in range(48)]
     run = types.SimpleNamespace(step=960)
     progress = types.SimpleNamespace(curve=losses, first=0, run=run)
-    lines = list(microgpt.loss_chart(progress, 2.0))
-    assert len(lines) == 13 and all(len(line) <= 60 for line in lines)
-    labels = [float(line.split()[0]) for line in lines[:10]]
-    assert labels == sorted(labels, reverse=True) and (labels[0], labels[9]) == (3, 2)
-    rows = [line[10:].ljust(48) for line in lines[:10]]
+    lines = list(microgpt.loss_chart(progress, 2.04))
+    assert all(len(line) <= 60 for line in lines)
+    labels = [line.split()[0] for line in lines[:10]]
+    assert labels == [f'{tenths / 10:.3f}' for tenths in range(30, 20, -1)]
+    rows = [line[10:].ljust(48) for line in lines[:11]]
     for x, loss in enumerate(losses):  # a dot in each column, where the loss is
-        dots = [label for label, row in zip(labels, rows) if row[x] == '●']
-        assert dots == [pytest.approx(loss, abs=1 / 18 + 1e-4)]
-    assert '─' in rows[9] and 'held-out' in lines[12]
-    assert lines[11].split() == ['1', '960']
+        dots = [3 - i / 10 for i, row in enumerate(rows) if row[x] == '●']
+        assert dots == [pytest.approx(loss, abs=0.05 + 1e-9)]
+    assert rows[10] == '─' * 48 and 'held-out' in lines[13]
+    assert lines[12].split() == ['1', '960']
 
 
-def in_terminal(*args):
-    """What the program writes to stderr, if that is a terminal."""
+def on_terminal(*args, term='xterm'):
+    """What the program writes to stderr, if that is a terminal of 40 columns."""
+    import fcntl
     import pty
+    import termios
 
     parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack('4H', 24, 40, 0, 0))
     command = [sys.executable, str(SCRIPT), *map(str, args)]
-    with subprocess.Popen(command, stderr=child, stdout=subprocess.DEVNULL):
+    options = {'stderr': child, 'stdout': subprocess.DEVNULL}
+    with subprocess.Popen(command, env={**os.environ, 'TERM': term}, **options):
         os.close(child)
         written = b''
         try:
@@ -105,16 +101,18 @@ def in_terminal(*args):
                 written += more
         except OSError:  # Linux says so that the other end is closed
             os.close(parent)
-    return written.decode('utf-8')
+    return written.decode('utf-8').replace('\r\n', '\n')
 
 
-def test_the_chart_is_drawn_on_a_terminal_from_ten_steps_on(cli):
-    shown = in_terminal(*TINY, '--samples', 0)
-    assert '● training loss' in shown and '\x1b' not in shown
-    assert '●' not in in_terminal(*TINY[:-1], 9, '--samples', 0) + cli(*TINY).stderr
-
-
-# ---- graphs ------------------------------------------------------------------
+def test_on_a_terminal_a_bar_moves_and_is_gone_and_a_chart_follows(cli):
+    shown, piped = on_terminal(*TINY), cli(*TINY).stderr
+    bars = re.findall('([█░].*?)\r', shown)
+    assert bars and all(len(bar) == 39 for bar in bars)
+    told = re.sub('(?m)^.*\x1b\\[K', '', shown)  # what stays
+    assert re.sub(r'(?sm)^ +\d\.\d+ │.*● [^\n]*\n', '', told) == piped
+    assert '\r' not in piped
+    assert on_terminal(*TINY, term='dumb') == piped
+    assert '●' not in on_terminal(*TINY[:-1], 9)  # steps
 
 
 def test_a_graph_has_every_value_once_and_every_use_as_an_arrow_with_its_slope():

@@ -69,7 +69,7 @@ def test_it_goes_on_with_the_losses_and_names_of_the_tool(settings, path, cli, c
 def test_two_processes_learn_what_one_learns(path):
     settings = [str(path), '--steps', '32', '--batch-size', '3']  # shares of 2 and 1
     command = ['env', 'CUDA_VISIBLE_DEVICES=', sys.executable, '-m']
-    command += 'torch.distributed.run --standalone --nproc-per-node 2'.split()
+    command += ['torch.distributed.run', '--standalone', '--nproc-per-node', '2']
     command += ['--local-ranks-filter', '1', __file__, *settings]  # one of them prints
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     if result.returncode and 'torch_twin' not in result.stderr:

@@ -1,6 +1,6 @@
 """The twin: our model in PyTorch; it adds some --steps to those of a checkpoint.
 
-    python tests/torch_twin.py names.safetensors --steps 200 --batch-size 64
+    python3 tests/torch_twin.py names.safetensors --steps 200 --batch-size 64
     torchrun --nproc-per-node 2 --local-ranks-filter 0 tests/torch_twin.py ...
 """
 
