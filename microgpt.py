@@ -1082,7 +1082,7 @@ def is_terminal():
 def say(text, end='\n'):
     """Print to stderr, which is for people; stdout is for the names alone."""
     file = sys.stdout if IN_NOTEBOOK else sys.stderr  # a notebook shows stderr in pink
-    clear = '\033[K' if end == '\n' and is_terminal() else ''  # of the bar
+    clear = '\r\033[K' if end == '\n' and is_terminal() else ''  # of the bar
     with contextlib.suppress(OSError):  # nobody reads it: the terminal is closed
         print(clear + escaped(text), file=file, flush=True, end=end)
 
