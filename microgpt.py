@@ -31,7 +31,8 @@ rounding. Part II makes a convenient tool of it.
 Some numbers in the code are marked as *taste*: with others near them, where
 they are allowed, the program still works, and learns a little better or worse.
 (The same goes for all numbers in examples.) Every other number belongs to a
-formula. Most chapters end with an example and its result, rounded.
+formula. Most chapters end with an example and its result, rounded. (`# %%`
+begins a cell of a notebook.)
 """
 
 # %% [markdown]
@@ -157,12 +158,12 @@ encode('emma', vocabulary(['emma']))  # [3, 1, 2, 2, 0, 3]
 #
 # The tape has its rules:
 #
-# - Code that computes has to clear it at the end, by `Value.tape.clear()`, or
-#   it grows for ever, even if nothing calls `backward`. (Chapter 10 does so.)
+# - It grows with every computation, until somebody clears it, as chapter 10
+#   does after each step: `Value.tape.clear()`.
 # - What stood on it is a mere number from then on. New operations may use it,
 #   but it hands on nothing, and to call its `backward` is an error.
 # - Between a computation and its `backward`, no number may change, since some
-#   slopes are read only then.
+#   slopes (those of `dot` in chapter 4) are read only then.
 
 # %%
 def by_slopes(inputs, slopes, grad):
@@ -251,7 +252,7 @@ class Value:
         return Value(other) / self
 
     def relu(self):
-        """Itself if it is positive, otherwise 0, which depends on nothing."""
+        """Itself if positive, otherwise 0, which depends on nothing; for the MLP."""
         return Value(0.0) if self.data <= 0 else self
 
     def backward(self):
@@ -408,7 +409,7 @@ numbers(softmax(scores))  # [0.09, 0.24, 0.67]
 # %%
 def rmsnorm(x):
     """x (n,), divided by the root of the mean of its squares."""
-    mean_square = dot(x, x) / len(x)
+    mean_square = dot(x, x) / len(x)  # x counts twice, so its slope is 2 * x
     size = (mean_square + 1e-5) ** 0.5  # 1e-5: against division by 0; taste
     return [x_i / size for x_i in x]
 
@@ -453,7 +454,7 @@ class Config(NamedTuple):
     n_embd: int = 16  # numbers in an embedding, and in x
     n_head: int = 4  # heads of attention; n_embd is a multiple of it
     block_size: int = 16  # positions; documents of 16 letters or more lose their end
-    # All four: taste. More of the first two make a better and slower model.
+    # All four: taste. More of the first two can make a better model, and a slower one.
 
 
 def gpt(model, token, position, cache):
@@ -481,10 +482,10 @@ def gpt(model, token, position, cache):
 # connection.)
 #
 # Attention and the MLP read normed copies of the notepad. The notepad itself is
-# normed only when it begins. Without that, the notes of an untrained model,
-# which mean nothing, would be as large as the embeddings, and half hide them:
-# both have a size of about 0.1. With it, the size of the notepad stays between
-# 1 and 1.6 on average, from the first step of `main` to the last, so `lm_head`
+# normed once, when it begins: the embeddings of an untrained model have a size
+# of about 0.1, and so have its first notes, which mean nothing and would half
+# hide them. Normed, the embeddings have size 1, and the notepad stays between 1
+# and 1.6 on average, from the first step of `main` to the last, so `lm_head`
 # can read it as it is.
 #
 # ### Attention: fetching from earlier positions
@@ -549,7 +550,7 @@ numbers(attention(query, keys, values))  # [0.09, 0.67, 0.24, 0.24]
 #
 # One position takes everything. Worse, a change of the scores hardly changes
 # the weights: the slopes are nearly 0. Then the gradients are nearly 0 too, and
-# training cannot correct what attention looks at.
+# training hardly corrects what attention looks at.
 #
 # And dot products get larger when lists get longer. Before training, what is
 # added up is as often negative as positive, so it cancels in part, but not
@@ -621,8 +622,8 @@ def multi_head(x, layer, n_head, keys, values):
 # %% [markdown]
 # ### MLP: thinking it over
 #
-# Attention fetches and averages what positions hand over, and makes nothing new
-# of it. The MLP (*multi-layer perceptron*) can draw conclusions.
+# Attention fetches what positions hand over, and averages it. The MLP
+# (*multi-layer perceptron*) can draw conclusions.
 #
 # Every row of `mlp_fc1` looks for a pattern, perhaps "a vowel, after a
 # consonant": its dot product with x is the score of the pattern. If it is below
@@ -783,7 +784,7 @@ document_loss(model, tokens).data  # 3.23
 # **One name is a noisy hint.** What helps with that name may not help with
 # others. So Adam uses m in place of g. It is a running mean of g: at each step
 # m keeps 0.85 of itself (`beta1`) and takes in 0.15 of g. What is particular to
-# single names largely cancels out, and what they agree about remains.
+# single names cancels out in part, and what they agree about remains.
 #
 # **Gradients differ a lot in size** from one parameter to the next, and size
 # does not say how far a parameter has to go. The parameters of a rare letter,
@@ -920,7 +921,7 @@ sample(model, vocab, 0.5, random.Random(24))  # 'rxb'
 # ## 12. Everything together
 #
 # Read the documents, make a model, train it, and let it write. The learning
-# rate starts at 0.01 and falls to 0: long steps to get near, short ones to
+# rate falls from 0.01 towards 0: long steps to get near, short ones to
 # settle. (All settings in `main` are taste.) In ten or twenty seconds it
 # prints:
 #
@@ -1147,11 +1148,11 @@ OPTIONS = {
     'block_size': Option('model', int, Config().block_size, 'positions', 1),
     'seed': Option('model', int, 42, 'seed of all randomness'),
     'steps': Option('training', int, 1000, 'training steps in all'),
-    'epochs': Option('training', int, None, 'or: passes through all documents'),
+    'epochs': Option('training', int, None, 'instead: passes through the data'),
     'batch_size': Option('training', int, 1, 'documents per step', 1),
     'learning_rate': Option('training', float, 0.01, 'at the first step'),
-    'decay': Option('training', normal, 'linear', 'fall of the rate; or: cosine'),
-    'grad_clip': Option('training', float, 0.0, 'longest gradient; 0: no limit'),
+    'decay': Option('training', normal, 'linear', 'its fall: linear or cosine'),
+    'grad_clip': Option('training', float, 0.0, 'limit of gradient norm; 0: none'),
     'workers': Option('training', int, 1, 'processes for a batch; 0: all cores', 0, 60),
     'load': Option('files', str, None, 'checkpoint to go on from'),
     'save': Option('files', str, None, 'checkpoint to write'),
@@ -1160,10 +1161,10 @@ OPTIONS = {
     'samples': Option('sampling', int, 20, 'names to make up'),
     'temperature': Option('sampling', float, 0.5, '0: likeliest; 1: as learnt'),
     'top_k': Option('sampling', int, 0, 'only the N likeliest tokens; 0: all'),
-    'top_p': Option('sampling', float, 1.0, 'only the likeliest, X in all', 0, 1),
+    'top_p': Option('sampling', float, 1.0, 'likeliest tokens up to sum X', 0, 1),
     'prompt': Option('sampling', normal, '', 'beginning of every name'),
-    'min_length': Option('sampling', int, 0, 'no shorter names'),
-    'max_length': Option('sampling', int, None, 'no longer names', 1),
+    'min_length': Option('sampling', int, 0, 'shortest name to print'),
+    'max_length': Option('sampling', int, None, 'longest name to print', 1),
     'alphabetic': Option('sampling', bool, False, 'names of letters only'),
     'unique': Option('sampling', bool, False, 'no name twice'),
     'novel': Option('sampling', bool, False, 'no name from the data'),
