@@ -1041,17 +1041,19 @@ import shlex
 import signal
 import struct
 import sys
-import tempfile
 import threading
 import time
+import traceback
 import unicodedata
 from collections import deque
 
-IN_NOTEBOOK = 'get_ipython' in globals()
+IN_NOTEBOOK = 'ipykernel' in sys.modules
+# Values form no cycles, which are all that the collector of CPython looks for.
+no_cycles = gc.disable if sys.implementation.name == 'cpython' else gc.enable
 
 
 class Problem(Exception):
-    """What the user can mend: one line to be told, and the exit status."""
+    """What the user can fix: one line to be told, and the exit status."""
 
     def __init__(self, message, status=2):
         super().__init__(message)
@@ -1074,18 +1076,22 @@ def escaped(text):
     return ''.join(c if c.isprintable() or c in shown else ascii(c)[1:-1] for c in text)
 
 
-def is_terminal():
-    """Is stderr a terminal on which a line can move?"""
-    moves = os.environ.get('TERM') != 'dumb'
-    return moves and sys.stderr is sys.__stderr__ and sys.stderr.isatty()
+def columns():
+    """The width of the terminal on which stderr is shown; 0 if it is none."""
+    if sys.stderr is sys.__stderr__ and os.environ.get('TERM') != 'dumb':
+        with contextlib.suppress(OSError):  # a file or a pipe
+            return os.get_terminal_size(sys.stderr.fileno()).columns
+    return 0
 
 
 def say(text, end='\n'):
     """Print to stderr, which is for people; stdout is for the names alone."""
     file = sys.stdout if IN_NOTEBOOK else sys.stderr  # a notebook shows stderr in pink
-    clear = '\r\033[K' if end == '\n' and is_terminal() else ''  # of the bar
-    with contextlib.suppress(OSError):  # nobody reads it: the terminal is closed
-        print(clear + escaped(text), file=file, flush=True, end=end)
+    no_bar = f'\r{" " * (columns() - 1)}\r' if columns() and end == '\n' else ''
+    try:
+        print(no_bar + escaped(text), file=file, flush=True, end=end)
+    except OSError:  # nobody reads it any more: the terminal is closed
+        sys.stderr = open(os.devnull, 'w', encoding='utf-8')
 
 
 def program(argv):
@@ -1098,7 +1104,7 @@ def program(argv):
     progress = Progress(run)
     all_well = train_and_save(run, data, progress)
     held_out = judge(run, data, progress)
-    if (is_terminal() or IN_NOTEBOOK) and len(progress.curve) >= 10:
+    if (columns() or IN_NOTEBOOK) and len(progress.curve) >= 10:
         say('\n'.join(loss_chart(progress, held_out)))
     if options.inspect is not None:
         say('\n'.join(picture(run, options.inspect)))
@@ -1208,10 +1214,9 @@ def read_options(argv):
     """All options, and the Run to go on from, or None."""
     arguments = vars(option_parser().parse_args(argv))
     given = {name: value for name, value in arguments.items() if value is not None}
-    require(not given.keys() >= {'steps', 'epochs'}, '--epochs goes without --steps')
+    require(not given.keys() >= {'steps', 'epochs'}, 'not both --steps and --epochs')
     if 'load' not in given:
         return all_options(given), None
-    check_value('load', given['load'])
     run = load_checkpoint(given['load'])
     go_on(run, given)
     return run.options, run
@@ -1223,12 +1228,14 @@ def go_on(run, given):
     run.options = all_options({**vars(saved), **given})
     for name in ('val_fraction', *Config._fields):
         kept = getattr(saved, name)
-        for_good = f'{flag(name)} is {kept} for good in {run.options.load}'
+        for_good = f'{flag(name)} is fixed at {kept} in {run.options.load}'
         require(getattr(run.options, name) == kept, for_good)
     if run.options.seed != saved.seed:
         run.rng.seed(run.options.seed)
         run.options.seed = saved.seed  # the order of the documents stays
-    run.options.has_other_data = 'data' in given
+    run.has_other_data = 'data' in given
+    if run.options.steps < run.step:
+        say(f'{run.options.load} is at step {run.step} already: nothing to train')
 
 
 def all_options(known):
@@ -1241,24 +1248,22 @@ def all_options(known):
 
 def check(options):
     """A Problem if options are out of range or contradict each other."""
-    for name, row in OPTIONS.items():
-        value = getattr(options, name)
-        if value is not None or row.default is not None:
+    for name, value in vars(options).items():
+        if value is not None or OPTIONS[name].default is not None:
             check_value(name, value)
     longest = min(options.block_size, options.max_length or options.block_size)
-    where = 'above --block-size or --max-length'
-    require(options.n_embd % options.n_head == 0, '--n-embd is no multiple of --n-head')
+    require(options.n_embd % options.n_head == 0, '--n-head must divide --n-embd')
     require(options.decay in DECAYS, f'--decay must be one of {", ".join(DECAYS)}')
     require(options.save or not options.save_every, '--save-every needs --save')
-    require(len(options.prompt) <= longest, f'the length of --prompt is {where}')
-    require(options.min_length <= longest, f'--min-length is {where}')
+    require(len(options.prompt) <= longest, '--prompt is longer than names may be')
+    require(options.min_length <= longest, '--min-length is above what names may be')
 
 
 def check_value(name, value):
     """A Problem if an option cannot have this value."""
     row = OPTIONS[name]
     kind = {normal: str, float: (float, int)}.get(row.type, row.type)
-    is_bad_name = row.type is str and (not value or '\0' in value)
+    is_bad_name = row.type is str and (not value or b'\0' in os.fsencode(value))
     good = isinstance(value, kind) and not is_bad_name
     require(good, f'{flag(name)} cannot be {value!r}')
     if row.type in (int, float):
@@ -1325,7 +1330,7 @@ def find_names():
 def read_data(options, run):
     """The Data of a run, or None if it only samples and does not need any."""
     needed = options.novel or options.epochs is not None
-    if run and run.step >= options.steps and not (needed or options.has_other_data):
+    if run and run.step >= options.steps and not (needed or run.has_other_data):
         return None
     data = Data(options.data or find_names(), options.seed, options.val_fraction)
     options.data = data.path
@@ -1340,13 +1345,12 @@ def read_data(options, run):
 
 def check_documents(data, run):
     """A Problem, or a line, if these are not the documents of a loaded run."""
-    file = run.options.load
     check_characters(data.vocab[:-1], run.vocab, data.path)
     if run.digest in ('', data.digest):  # '': of an old checkpoint, which has none
         return
-    is_meant = run.options.has_other_data or run.digest == SEVERAL
-    require(is_meant, f'{data.path}: not the documents of {file}: see --data')
-    say(f'{data.path}: not all that {file} was trained on, so no held-out loss')
+    is_meant = run.has_other_data or run.digest == SEVERAL
+    require(is_meant, f'{data.path}: not the documents of this model: see --data')
+    say(f'{data.path}: not all that the model was trained on, so no held-out loss')
     data.held_out = []  # the model may have been trained on some of them
     if run.step < run.options.steps:
         run.digest = SEVERAL
@@ -1379,8 +1383,8 @@ def document_tokens(doc, run):
 #
 # A *checkpoint* holds all that it takes to go on exactly. Its format is
 # safetensors, which other tools can read: the length of a header, the header in
-# JSON, and then nothing but numbers. No code is in it, so it does no harm,
-# whoever made it; and a SHA-256 shows any damage. A file is never overwritten:
+# JSON, and then nothing but numbers. No code is in it, and a SHA-256 shows any
+# damage. A file is never overwritten:
 # a new one is written beside it, completely, and then takes its name in one
 # step.
 
@@ -1388,7 +1392,7 @@ def document_tokens(doc, run):
 VERSION = 'microgpt 1'
 UNSIGNED = b'0' * 64  # stands in the file while its hash is computed
 SEVERAL = 'several'  # stands for the digest of documents that have changed in between
-LARGEST = 500_000_000  # parameters of a checkpoint times 24 bytes, in round numbers
+LARGEST = 500_000_000  # bytes of all numbers in a checkpoint
 
 
 class Run:
@@ -1406,7 +1410,8 @@ class Run:
         self.params = parameters(self.model)
         self.adam = Adam(self.params)
         self.step = 0
-        self.stamps = {}  # of its files, as this run has left them
+        self.stamp = None  # of its file, as this run has left it
+        self.has_other_data = False  # than those that it was loaded with
 
 
 def tensors(part, name=''):
@@ -1488,8 +1493,8 @@ def unpack(content):
         p.data = x
     run.adam.m, run.adam.v = list(doubles[n : 2 * n]), list(doubles[2 * n :])
     run.adam.step = run.step = int(metadata['step'])
-    check_sound(run.step, doubles)
-    require(min([run.step, *run.adam.v]) >= 0, 'a mean of squares is negative')
+    is_sound = all(abs(x) < 1e30 for x in doubles) and min(run.step, *run.adam.v) >= 0
+    require(is_sound, 'its numbers are not those of a model')
     version, words, gauss = json.loads(metadata['random'])
     run.rng.setstate((version, tuple(words), gauss))
     return run
@@ -1501,13 +1506,13 @@ def load_checkpoint(path):
     with open(path, 'rb') as file:
         content = file.read(250)
         require(VERSION.encode() in content, f'{path}: not a checkpoint of {VERSION}')
-        content += file.read(LARGEST)
+        content += file.read(2 * LARGEST)
     try:
         run = unpack(content)
     except Exception as error:  # whatever somebody has written into it
         reason = str(error) or repr(error)
         raise Problem(f'{path}: cannot be loaded: {reason:.200}') from None
-    run.stamps[os.path.realpath(path)] = stamp
+    run.stamp = stamp
     return run
 
 
@@ -1538,8 +1543,8 @@ def check_files(options):
     for path in filter(None, (options.save, options.log)):
         folder = os.path.dirname(os.path.realpath(path))
         require(os.access(folder, os.W_OK), f'{path}: cannot be written there')
-        is_file = os.path.basename(path) and os.path.isfile(path)
-        require(is_file or not stamp_of(path), f'{path}: not a file')
+        is_new = os.path.basename(path) and not stamp_of(path)
+        require(is_new or os.path.isfile(path), f'{path}: not a file')
     advice = f'add --load {options.save} to go on with it, or choose another name'
     is_free = not options.save or save == load or not os.path.exists(save)
     require(is_free, f'{options.save}: is there already: {advice}')
@@ -1548,7 +1553,7 @@ def check_files(options):
 def replace_file(path, content):
     """Write bytes to a file: it has all of them afterwards, or is as it was before."""
     path = os.path.realpath(path)
-    new = os.path.join(os.path.dirname(path), f'.microgpt-{os.getpid()}')
+    new = os.path.join(os.path.dirname(path), f'.microgpt-{time.time_ns()}')
     try:
         with open(new, 'wb') as file:
             file.write(content)
@@ -1557,10 +1562,9 @@ def replace_file(path, content):
         if os.path.exists(path):
             os.chmod(new, os.stat(path).st_mode)
         os.replace(new, path)
-    except BaseException:
-        with contextlib.suppress(OSError):  # it was never made
+    finally:
+        with contextlib.suppress(OSError):  # all went well, or it was never made
             os.remove(new)
-        raise
 
 
 def stamp_of(path):
@@ -1575,10 +1579,10 @@ def stamp_of(path):
 def save(run, path):
     """Save a run in a file that is new or its own, or say why not. Did it work?"""
     try:
-        if stamp_of(path) not in (None, run.stamps.get(os.path.realpath(path))):
-            raise OSError(0, 'somebody else has written it')
+        if stamp_of(path) not in (None, run.stamp):
+            raise OSError(0, 'another program has changed it')
         replace_file(path, pack(run))
-        run.stamps[os.path.realpath(path)] = stamp_of(path)
+        run.stamp = stamp_of(path)
     except OSError as error:
         say(f'microgpt: {path}: not saved: {error.strerror}')
         return False
@@ -1588,9 +1592,8 @@ def save(run, path):
 def save_anyhow(run):
     """Save a run, if need be elsewhere, and say where. Is it where it should be?"""
     wanted = run.options.save
-    root, end = os.path.splitext(wanted)
-    beside, name = f'{root}-{os.getpid()}{end}', f'microgpt-{os.getpid()}.safetensors'
-    for path in (wanted, beside, os.path.join(tempfile.gettempdir(), name)):
+    home = os.path.expanduser(f'~/microgpt-{os.getpid()}.safetensors')
+    for path in (wanted, f'{wanted}-{os.getpid()}', home):
         if save(run, path):
             break
     else:
@@ -1635,9 +1638,10 @@ def noted_signals():
         times.append(time.monotonic())
         if number == signal.SIGINT and times[-1] > times[0] + 1:
             raise KeyboardInterrupt
-        if not received:
-            say('stopping cleanly; press Ctrl-C again to stop now, without saving')
         received.append(number)
+        if len(received) == 1:
+            with contextlib.suppress(RuntimeError):  # in the middle of another print()
+                say('stopping cleanly; press Ctrl-C again to stop now, without saving')
 
     is_main = threading.current_thread() is threading.main_thread()  # others may not
     handlers = {}
@@ -1673,10 +1677,10 @@ def document_gradients(model, params, tokens):
 def work(pipe, config, vocab_size):
     """A worker process: gradients for the documents that come through a pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
-    gc.disable()
+    no_cycles()
     model = new_model(config, vocab_size, random.Random(0))
     params = parameters(model)
-    with contextlib.suppress(EOFError, OSError):  # the main process has ended
+    with contextlib.suppress(EOFError, OSError, MemoryError):  # it sees that we end
         while True:
             data, batch = pipe.recv()
             for p, x in zip(params, data):
@@ -1688,7 +1692,7 @@ def worker_count(options):
     """How many processes are to work on a batch."""
     count = min(options.workers or os.cpu_count() or 1, options.batch_size, 60)
     is_program = vars(sys.modules['__main__']) is globals() and os.path.isfile(FILE)
-    if count > 1 and (IN_NOTEBOOK or not is_program):
+    if count > 1 and ('get_ipython' in globals() or not is_program):
         say('without workers: only `python3 microgpt.py` can start them')
         return 0
     return count if count > 1 else 0
@@ -1703,15 +1707,15 @@ def workers(run):
     try:
         with contextlib.ExitStack() as stack:
             if count and hasattr(signal, 'pthread_sigmask'):  # Windows has none
+                multiprocessing.resource_tracker.ensure_running()  # this unblocks them
                 before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
                 stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
-                multiprocessing.resource_tracker.ensure_running()  # ends the blocking
-                signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # children keep it
             for _ in range(count):
                 ours, theirs = context.Pipe()
                 args = theirs, run.model['config'], len(run.vocab)
-                processes[ours] = context.Process(target=work, args=args, daemon=True)
-                processes[ours].start()
+                process = context.Process(target=work, args=args, daemon=True)
+                process.start()
+                processes[ours] = process
                 theirs.close()
         yield list(processes)
     finally:
@@ -1726,16 +1730,17 @@ def shared_gradients(pipes, run, batch, signals):
     order = sorted(range(len(batch)), key=lambda i: len(batch[i]))
     shares = {pipe: order[i :: len(pipes)] for i, pipe in enumerate(pipes)}
     results = {}
-    with contextlib.suppress(EOFError, OSError):
+    try:
         for pipe, share in shares.items():
             pipe.send((data, [batch[i] for i in share]))
         while len(results) < len(batch):
             for pipe in multiprocessing.connection.wait(pipes, timeout=0.2):
                 results.update(zip(shares[pipe], pipe.recv()))
             stop_if_asked(signals, run)
-        return [results[i] for i in range(len(batch))]
-    stop_if_asked(signals, run)
-    raise Problem('a worker process has died', 1)
+    except (EOFError, OSError):
+        stop_if_asked(signals, run)
+        raise Problem('a worker process has died', 1) from None
+    return [results[i] for i in range(len(batch))]
 
 
 def forward(run, batch, pipes, signals):
@@ -1798,6 +1803,7 @@ def train_and_save(run, data, progress):
         except Diverged:
             raise
         except Exception as error:  # whatever it is, the model comes first
+            traceback.clear_frames(error.__traceback__)  # they may hold all memory
             ending = error
         finally:
             Value.tape.clear()
@@ -1829,10 +1835,8 @@ class Progress:
         self.run = run
         self.first = run.step
         self.began = time.monotonic()
-        self.drawn = 0.0  # when the bar was
         self.recent = deque(maxlen=100 * run.options.batch_size)  # for mean_loss()
         self.curve = []  # mean losses at 48 steps or fewer
-        self.rng = random.Random(0)  # a stream of its own, so that nothing else changes
 
     def note(self, losses, batch):
         """Take in a step; at each tenth of the run, say how things are."""
@@ -1842,21 +1846,20 @@ class Progress:
             self.curve.append(mean_loss(self.recent))
         if step == self.first + 1 or 10 * step // steps > 10 * (step - 1) // steps:
             check_sound(step, numbers(run.params))
-            names = [sample(run.model, run.vocab, 0.5, self.rng) for _ in range(3)]
+            dice = map(random.Random, range(3))  # the same each time
+            names = [sample(run.model, run.vocab, 0.5, rng) for rng in dice]
             done = f'step {step:{len(str(steps))}} / {steps}'
             say(f'{done} | mean loss {mean_loss(self.recent):.4f} | {", ".join(names)}')
-        elif is_terminal() and time.monotonic() > self.drawn + 0.1:
+        elif columns():
             self.draw_bar(step, steps)
 
     def draw_bar(self, step, steps):
         """A line that the next one will take the place of."""
-        self.drawn = time.monotonic()
-        speed = (step - self.first) / (self.drawn - self.began)
+        speed = (step - self.first) / max(time.monotonic() - self.began, 1e-9)
         minutes, seconds = divmod(int((steps - step) / speed), 60)
         bar = f'{"█" * (30 * step // steps):░<30}'
         line = f'{bar} {speed:8.2f} steps/s {minutes:4}:{seconds:02} left'
-        width = os.get_terminal_size(sys.stderr.fileno()).columns - 1
-        say(line[:width], end='\r')
+        say(line[: columns() - 1], end='\r')
 
 
 class Log:
@@ -1879,11 +1882,10 @@ class Log:
     def write(self, *texts):
         """Add to the file. If that fails, say so once, and let training go on."""
         try:
-            self.file.writelines(texts)
+            if not self.failed:
+                self.file.writelines(texts)
         except OSError as error:
             say(f'microgpt: {self.path}: {error.strerror}: no more rows')
-            self.close()
-            self.file = open(os.devnull, 'a')
             self.failed = True
 
     def close(self):
@@ -1995,7 +1997,7 @@ def prediction_table(tokens, predictions, names):
 def attention_maps(tokens, maps, n_head, names):
     """Lines: for each layer and head, how much a position takes from those so far."""
     labels = [names[token] for token in tokens[:-1]]
-    wide = max(2, *map(cells, labels))
+    wide = 1 + max(map(cells, labels))
     labels = labels[: 60 // wide - 1]
     across = wide * (len(labels) + 1)
     yield 'attention, · 0% to █ 100%'
@@ -2073,8 +2075,8 @@ def mermaid(value, **names):
 # %%
 def restrict(probabilities, top_k, top_p):
     """The tokens that may be drawn, in ascending order."""
-    n = len(probabilities)
-    kept = sorted(range(n), key=lambda token: -probabilities[token])[: top_k or n]
+    tokens = range(len(probabilities))
+    kept = sorted(tokens, key=lambda token: -probabilities[token])[: top_k or None]
     sums = list(itertools.accumulate(probabilities[token] for token in kept))
     enough = sum(reached < top_p * sums[-1] for reached in sums) + 1
     return sorted(kept[:enough])
@@ -2133,17 +2135,24 @@ ONE_AT_A_TIME = threading.Lock()  # for there is one tape for all threads
 
 def cli(argv=None):
     """Run the program. Its exit status: 0, 1 (failed), 2 (bad input), 128 + signal."""
-    sys.stderr = sys.stderr or open(os.devnull, 'w')
+    sys.stderr = sys.stderr or open(os.devnull, 'w', encoding='utf-8')
     if hasattr(sys.stdout, 'reconfigure'):
         sys.stdout.reconfigure(errors='backslashreplace')
     if not ONE_AT_A_TIME.acquire(blocking=False):
         say('microgpt: another run is under way in this process')
         return 2
-    gc.disable()  # Values never form a cycle, so there is nothing to collect
+    no_cycles()
     try:
         return program(sys.argv[1:] if argv is None else argv)
-    except (Problem, KeyboardInterrupt, MemoryError, OSError) as error:
-        message, status = message_and_status(error)
+    except Problem as problem:
+        message, status = problem, problem.status
+    except KeyboardInterrupt:
+        message, status = 'stopped by Ctrl-C', 130
+    except MemoryError:
+        message, status = 'out of memory', 1
+    except OSError as error:
+        where = f'{error.filename}: ' if error.filename is not None else ''
+        message, status = f'{where}{error.strerror}', 2
     finally:
         gc.enable()
         ONE_AT_A_TIME.release()
@@ -2151,18 +2160,7 @@ def cli(argv=None):
     return status
 
 
-def message_and_status(error):
-    """What to tell the user of an error, and the exit status."""
-    if isinstance(error, Problem):
-        return error, error.status
-    if isinstance(error, KeyboardInterrupt):
-        return 'stopped by Ctrl-C', 130
-    if isinstance(error, OSError) and error.filename:
-        return f'{error.filename}: {error.strerror}', 2
-    return str(error) or 'out of memory', 1
-
-
-if IN_NOTEBOOK:  # whose sys.argv is not for us
+if 'get_ipython' in globals():  # a notebook, whose sys.argv is not for us
     cli(['--inspect=' + load_docs('input.txt')[-1]])
 elif __name__ == '__main__':
     sys.exit(cli())

@@ -58,9 +58,6 @@ def test_part_1_alone_trains_writes_and_gives_its_model_back(capsys):
     assert capsys.readouterr().out.count('mean loss') == 2
 
 
-# ---- gradients ---------------------------------------------------------------
-
-
 def slope(function, arguments, i, h=1e-6):
     """The derivative with respect to the i-th argument, by differences."""
     ends = []
@@ -134,9 +131,6 @@ def test_gradients_add_up_on_leaves_and_only_there():
     third.backward()
     a.backward()
     assert (a.grad, b.grad) == (16.0 + 7.0 + 1.0, 10.0 + 4.0)
-
-
-# ---- the tape ----------------------------------------------------------------
 
 
 def test_the_tape_has_what_operations_made_and_forgets_it():

@@ -179,7 +179,7 @@ def test_output_that_cannot_be_written_costs_nothing_else(script, checkpoint):
 
 
 RESCUES = {  # what happens to the file of a run meanwhile, and what is said of it
-    'is taken': (lambda path: path.write_text('other'), 'somebody else has written it'),
+    'is taken': (lambda path: path.write_text('other'), 'another program has changed it'),
     'vanishes': (lambda path: shutil.rmtree(path.parent, True), 'No such file'),
 }
 
@@ -189,7 +189,7 @@ def test_a_model_without_a_place_is_saved_elsewhere(name, tmp_path, monkeypatch,
     action, words = RESCUES[name]
     path = tmp_path / 'folder' / 'model.bin'
     path.parent.mkdir()
-    monkeypatch.setattr(microgpt.tempfile, 'tempdir', str(tmp_path))
+    monkeypatch.setenv('HOME', str(tmp_path))
     before(monkeypatch, microgpt.Progress, 'note', lambda: action(path))
     result = cli(*TINY, '--save', path)
     saved = re.search('saved as (.*?);', result.stderr)[1]

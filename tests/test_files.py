@@ -149,6 +149,7 @@ ODD = {  # what somebody could write into a part of a file, with a hash that is 
     'heads that do not divide': ('settings', 'n_head', 3),
     'a decay that is unknown': ('settings', 'decay', 'constant'),
     'data with a NUL': ('settings', 'data', 'a\0b'),
+    'data that no path can have': ('settings', 'data', '\ud800'),
     'no number in place of one': ('numbers', -8, math.nan),
     'a number beyond reason': ('numbers', -8, 1e300),
     'a negative mean of squares': ('numbers', -8, -1.0),
@@ -175,7 +176,8 @@ def test_odd_contents_of_a_checkpoint_are_refused(name, tmp_path, cli):
 # ---- only what is ours is replaced -------------------------------------------
 
 COMMANDS = {  # beside a model, a link to it, and other files: status, what is said
-    '--load model --steps 0': (0, 'num params: 432\n$'),
+    '--load model': (0, '^vocab size: 27\nnum params: 432\n$'),
+    '--load model --steps 9': (0, 'model is at step 12 already: nothing to train'),
     '--load model --steps 21': (0, 'without --save, the result will be lost\n'),
     '--load model --steps 20 --save model': (0, 'rate falls until step 20\n'),
     '--load model --steps 13 --save link': (0, 'from step 12 on'),
@@ -185,8 +187,8 @@ COMMANDS = {  # beside a model, a link to it, and other files: status, what is s
     '--log text': (2, 'text: not a log of microgpt'),
     '--load text': (2, 'text: not a checkpoint of microgpt 1'),
     '--load model --data text': (2, "text: 'Zë' is not in the vocabulary .* abc"),
-    '--load model --n-layer 2': (2, '--n-layer is 1 for good in model'),
-    '--load model --val-fraction 0': (2, '--val-fraction is 0.1 for good in model'),
+    '--load model --n-layer 2': (2, '--n-layer is fixed at 1 in model'),
+    '--load model --val-fraction 0': (2, '--val-fraction is fixed at 0.1 in model'),
 }
 
 

@@ -4,6 +4,7 @@ import ast
 import math
 import random
 import re
+import sys
 import types
 
 import pytest
@@ -217,6 +218,7 @@ def test_both_parts_run_in_a_notebook_only(kind, tmp_path, monkeypatch, capsys):
         texts = [part_1()]  # the rest would take pytest's place
     else:
         kernel.get_ipython = lambda: None
+        monkeypatch.setitem(sys.modules, 'ipykernel', types)
     if kind == 'cells of VS Code':
         kernel.__file__ = str(tmp_path / 'notebook.ipynb')
     for text in texts:
