@@ -1088,10 +1088,8 @@ def say(text, end='\n'):
     """Print to stderr, which is for people; stdout is for the names alone."""
     file = sys.stdout if IN_NOTEBOOK else sys.stderr  # a notebook shows stderr in pink
     no_bar = f'\r{" " * (columns() - 1)}\r' if columns() and end == '\n' else ''
-    try:
+    with contextlib.suppress(OSError):  # nobody reads it: the terminal is closed
         print(no_bar + escaped(text), file=file, flush=True, end=end)
-    except OSError:  # nobody reads it any more: the terminal is closed
-        sys.stderr = open(os.devnull, 'w', encoding='utf-8')
 
 
 def program(argv):

@@ -9,7 +9,7 @@ do the same in the file. What took 1,000 steps is the mean of three seeds, with
 the lowest and the highest behind it in the second table; in the first table,
 the long runs have one seed, for time. Both take some minutes; with --long, the
 second has also what comes out after 20,000 steps at a rate of 0.003, with three
-seeds, which takes some 40 minutes on two cores.
+seeds, which takes an hour on two cores.
 """
 
 import argparse

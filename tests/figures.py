@@ -4,7 +4,7 @@
     python3 tests/figures.py --check [NAME ...]    says which of them are stale
 
 A block of README stands between `<!-- figures: NAME -->` and `<!-- end -->`.
-All of them take about an hour on two cores, for the sake of `worth` and `parts`;
+All of them take two hours on two cores, for the sake of `parts` and `recipes`;
 `run`, `inspect` and `chapter` take half a minute, `options` and both maps no
 time. Speeds differ from run to run, so `speed` is always stale.
 """
@@ -144,9 +144,15 @@ def chapter():
     return '\n'.join(['# ' + line for line in shown])
 
 
+def parts():
+    """What each part of the model is for."""
+    return '\n'.join(output('tests/experiments.py', '--table', 'parts', '--long'))
+
+
 def recipes():
     """What everybody changes, and what it does to the loss."""
-    return '\n'.join(output('tests/recipes.py', '--measure', '--steps', '1000', '5000'))
+    settings = '--measure', '--steps', '1000', '5000', '--seeds', '3'
+    return '\n'.join(output('tests/recipes.py', *settings))
 
 
 BLOCKS = {
@@ -160,7 +166,7 @@ BLOCKS = {
     'options': options,
     'chapter': chapter,
     'worth': lambda: '\n'.join(output('tests/experiments.py', '--table', 'worth')),
-    'parts': lambda: '\n'.join(output('tests/experiments.py', '--table', 'parts')),
+    'parts': parts,
     'recipes': recipes,
     'speed': lambda: '\n'.join(output('tests/benchmark.py')),
 }

@@ -50,8 +50,6 @@ def before(monkeypatch, owner, name, action):
     monkeypatch.setattr(owner, name, function)
 
 
-# ---- signals -----------------------------------------------------------------
-
 SIGNALS = {  # signal, documents a step, what is at work then: who stops it, step saved
     'Ctrl-C before training': ('SIGINT', 1, 'rehearse', 'Ctrl-C', 0),
     'Ctrl-C in a step': ('SIGINT', 1, 'finite_loss', 'Ctrl-C after step 1', 1),
@@ -120,6 +118,8 @@ def test_a_killed_process_ends_all_and_the_model_is_saved(victim, moment, tmp_pa
     wait_for(process, moment)
     while not (pids := workers_of(process)):
         assert process.poll() is None
+    state = Path(f'/proc/{pids[0]}/status').read_text()
+    assert int(re.search(r'SigBlk:\s*(\w+)', state)[1], 16) & 0x4003 == 0x4003  # 1, 2, 15
     targets = {'a worker': pids[0], 'the parent': process.pid}
     os.kill(targets.get(victim, -process.pid), number)
     stdout, stderr = process.communicate(timeout=60)  # workers, too, hold these open
@@ -148,8 +148,6 @@ def test_a_thread_can_train_and_a_second_run_at_once_is_refused(cli, monkeypatch
     assert results[0] == 2 and results[1].returncode == 0
     assert 'another run is under way in this process' in results[1].stderr
 
-
-# ---- output and files --------------------------------------------------------
 
 SCRIPTS = {  # exit status, names printed, number and words of complaints, step saved
     'run --save model 2>&-': (0, 20, 0, '', 40),

@@ -82,16 +82,18 @@ def test_the_chart_has_the_losses_and_the_held_out_level():
         assert dots == [pytest.approx(loss, abs=0.05 + 1e-9)]
     assert rows[10] == '─' * 48 and 'held-out' in lines[13]
     assert lines[12].split() == ['1', '960']
+    progress.curve = [2.0, 2.35]
+    assert [line[:8] for line in microgpt.loss_chart(progress, None)][1] == '   2.300'
 
 
 def on_terminal(*args, term='xterm'):
-    """What the program writes to stderr, if that is a terminal of 40 columns."""
+    """What the program writes to stderr, if that is a terminal of 60 columns."""
     import fcntl
     import pty
     import termios
 
     parent, child = pty.openpty()
-    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack('4H', 24, 40, 0, 0))
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack('4H', 24, 60, 0, 0))
     command = [sys.executable, str(SCRIPT), *map(str, args)]
     options = {'stderr': child, 'stdout': subprocess.DEVNULL}
     with subprocess.Popen(command, env={**os.environ, 'TERM': term}, **options):
@@ -108,9 +110,14 @@ def on_terminal(*args, term='xterm'):
 def test_on_a_terminal_a_bar_moves_and_is_gone_and_a_chart_follows(cli):
     shown, piped = on_terminal(*TINY), cli(*TINY).stderr
     bars = re.findall('([█░].*?)\r', shown)
-    assert bars and all(len(bar) == 39 for bar in bars)
-    told = re.sub('(?m)^.*\r', '', shown)  # what stays
-    assert re.sub(r'(?sm)^ +\d\.\d+ │.*● [^\n]*\n', '', told) == piped
+    assert bars and all(len(bar) == 59 for bar in bars)
+    lines = shown.split('\n')
+    for i, line in enumerate(lines):
+        lines[i] = ''
+        for text in line.split('\r'):  # each over the one before
+            lines[i] = (text + lines[i][len(text) :]).rstrip(' ')
+    stays = re.sub(r'(?sm)^ +\d\.\d+ │.*● [^\n]*\n', '', '\n'.join(lines))
+    assert stays == re.sub('(?m) +$', '', piped)
     assert '\r' not in piped
     assert on_terminal(*TINY, term='dumb') == piped
     assert '●' not in on_terminal(*TINY[:-1], 9)  # steps

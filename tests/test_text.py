@@ -175,9 +175,6 @@ def test_x_and_what_is_added_to_it_have_the_sizes_that_chapter_6_names(monkeypat
     assert min(means) > 1 and max(means) < 1.6
 
 
-# ---- the results behind bare expressions -------------------------------------
-
-
 def test_every_chapter_ends_with_an_expression_and_its_result():
     source, kernel, chapters = part_1(), types.ModuleType('part_1'), []
     lines = source.splitlines()
