@@ -1678,7 +1678,7 @@ def work(pipe, config, vocab_size):
     no_cycles()
     model = new_model(config, vocab_size, random.Random(0))
     params = parameters(model)
-    with contextlib.suppress(EOFError, OSError, MemoryError):  # it sees that we end
+    with contextlib.suppress(EOFError, OSError, MemoryError):  # the other side notices
         while True:
             data, batch = pipe.recv()
             for p, x in zip(params, data):
@@ -1705,7 +1705,7 @@ def workers(run):
     try:
         with contextlib.ExitStack() as stack:
             if count and hasattr(signal, 'pthread_sigmask'):  # Windows has none
-                multiprocessing.resource_tracker.ensure_running()  # this unblocks them
+                multiprocessing.resource_tracker.ensure_running()  # unblocks, so first
                 before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
                 stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
             for _ in range(count):
@@ -1989,7 +1989,7 @@ def prediction_table(tokens, predictions, names):
         for token in sorted(range(len(p)), key=lambda token: -p[token])[:3]:
             line += f' {names[token]}{p[token]:4.0%} {"█" * round(5 * p[token]):5}'
         yield line.rstrip()
-    yield f'{all_bits:.2f} bits, {all_bits / len(predictions):.4f} per character'
+    yield f'{all_bits:.2f} bits, {all_bits / len(predictions):.4f} per prediction'
 
 
 def attention_maps(tokens, maps, n_head, names):

@@ -50,7 +50,7 @@ def changed(cli, monkeypatch):
 def test_a_changed_model_is_trained_saved_loaded_and_inspected(name, tmp_path, changed):
     path = tmp_path / 'model'
     result = changed(name, *TINY, '--save', path, '--inspect', 'abc')
-    assert result.returncode == 0 and 'per character' in result.stderr
+    assert result.returncode == 0 and 'per prediction' in result.stderr
     assert ('attention' in result.stderr) == (name != 'no attention')
     assert changed(name, '--load', path).stdout == result.stdout
 

@@ -28,7 +28,7 @@ def test_the_table_has_the_predictions_of_the_model_and_their_bits():
         best = sorted(zip(p, names), reverse=True)[:3]
         shown = [(name, f'{round(100 * x)}') for x, name in best]
         assert re.findall(r'(\S) +(\d+)%', line)[-3:] == shown
-    assert lines[8] == f'{all_bits:.2f} bits, {all_bits / 6:.4f} per character'
+    assert lines[8] == f'{all_bits:.2f} bits, {all_bits / 6:.4f} per prediction'
 
 
 def test_the_attention_shown_is_what_softmax_gives_to_each_head(monkeypatch):
