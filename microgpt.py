@@ -28,11 +28,10 @@ Part I is the complete algorithm. It follows Andrej Karpathy's microgpt (2026):
 on the same data it makes up the same names, with the same losses up to
 rounding. Part II makes a convenient tool of it.
 
-Some numbers in the code are marked as *taste*: with others near them, where
-they are allowed, the program still works, and learns a little better or worse.
-(The same goes for all numbers in examples.) Every other number belongs to a
-formula. Most chapters end with an example and its result, rounded. (`# %%`
-begins a cell of a notebook.)
+Some numbers in the code are marked as *taste*: others near them would do as
+well, or a little better or worse. (The same goes for all numbers in examples.)
+Every other number belongs to a formula. Most chapters end with an example and
+its result, rounded. (`# %%` begins a cell of a notebook.)
 """
 
 # %% [markdown]
@@ -482,11 +481,10 @@ def gpt(model, token, position, cache):
 # connection.)
 #
 # Attention and the MLP read normed copies of the notepad. The notepad itself is
-# normed once, when it begins: the embeddings of an untrained model have a size
-# of about 0.1, and so have its first notes, which mean nothing and would half
-# hide them. Normed, the embeddings have size 1, and the notepad stays between 1
-# and 1.6 on average, from the first step of `main` to the last, so `lm_head`
-# can read it as it is.
+# normed once, when it begins: otherwise the embeddings of an untrained model
+# would be as small as its first notes, which mean nothing (both have a size of
+# about 0.1). From then on its size stays between 1 and 1.6 on average, so
+# `lm_head` can read it as it is.
 #
 # ### Attention: fetching from earlier positions
 #
@@ -550,7 +548,7 @@ numbers(attention(query, keys, values))  # [0.09, 0.67, 0.24, 0.24]
 #
 # One position takes everything. Worse, a change of the scores hardly changes
 # the weights: the slopes are nearly 0. Then the gradients are nearly 0 too, and
-# training hardly corrects what attention looks at.
+# say nothing about what attention should look at instead.
 #
 # And dot products get larger when lists get longer. Before training, what is
 # added up is as often negative as positive, so it cancels in part, but not

@@ -209,7 +209,7 @@ def print_parts(trainings, is_long):
         long = {part: trainings.start(part, 20_000, [0.003]) for part in short}
     best = min(zip(tried.get(), RATES))[1]
     short[DESCENT] = trainings.start(DESCENT, rates=[best])
-    column = ' after 20,000 at 0.003 |' if is_long else ''
+    column = ' after 20,000, rate 0.003 |' if is_long else ''
     print(f'| loss on held-out names | after 1,000 steps |{column}')
     print('|---' * (3 if is_long else 2) + '|')
     for part, losses in short.items():
