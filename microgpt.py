@@ -1051,7 +1051,7 @@ no_cycles = gc.disable if sys.implementation.name == 'cpython' else gc.enable
 
 
 class Problem(Exception):
-    """What the user can fix: one line to be told, and the exit status."""
+    """What the user can fix: a message of one line, and an exit status."""
 
     def __init__(self, message, status=2):
         super().__init__(message)
@@ -1069,13 +1069,13 @@ def require(condition, message):
 
 
 def escaped(text):
-    """A text without the characters that a terminal obeys instead of showing them."""
+    """A text without the characters that a terminal would obey rather than show."""
     shown = '\n\t\xa0\u3000\u200c\u200d'  # the last two join letters in some scripts
     return ''.join(c if c.isprintable() or c in shown else ascii(c)[1:-1] for c in text)
 
 
 def columns():
-    """The width of the terminal on which stderr is shown; 0 if it is none."""
+    """The width of the terminal that stderr goes to; 0 if it is not a terminal."""
     if sys.stderr is sys.__stderr__ and os.environ.get('TERM') != 'dumb':
         with contextlib.suppress(OSError):  # a file or a pipe
             return os.get_terminal_size(sys.stderr.fileno()).columns
@@ -1096,6 +1096,8 @@ def program(argv):
     data = read_data(options, run)
     run = run or Run(options, data.vocab, data.rng, data.digest)
     rehearse(run)
+    if options.steps < run.step:
+        say(f'{options.load} is at step {run.step} already: nothing to train')
     say(f'vocab size: {len(run.vocab)}\nnum params: {len(run.params)}')
     progress = Progress(run)
     all_well = train_and_save(run, data, progress)
@@ -1156,7 +1158,7 @@ OPTIONS = {
     'decay': Option('training', normal, 'linear', 'its fall: linear or cosine'),
     'grad_clip': Option('training', float, 0.0, 'limit of gradient norm; 0: none'),
     'workers': Option('training', int, 1, 'processes for a batch; 0: all cores', 0, 60),
-    'load': Option('files', str, None, 'checkpoint to go on from'),
+    'load': Option('files', str, None, 'checkpoint to continue from'),
     'save': Option('files', str, None, 'checkpoint to write'),
     'save_every': Option('files', int, 0, 'also save every N steps; 0: no'),
     'log': Option('files', str, None, 'CSV of step, loss, learning rate'),
@@ -1230,8 +1232,6 @@ def go_on(run, given):
         run.rng.seed(run.options.seed)
         run.options.seed = saved.seed  # the order of the documents stays
     run.has_other_data = 'data' in given
-    if run.options.steps < run.step:
-        say(f'{run.options.load} is at step {run.step} already: nothing to train')
 
 
 def all_options(known):
@@ -1252,7 +1252,7 @@ def check(options):
     require(options.decay in DECAYS, f'--decay must be one of {", ".join(DECAYS)}')
     require(options.save or not options.save_every, '--save-every needs --save')
     require(len(options.prompt) <= longest, '--prompt is longer than names may be')
-    require(options.min_length <= longest, '--min-length is above what names may be')
+    require(options.min_length <= longest, '--min-length is longer than names may be')
 
 
 def check_value(name, value):
@@ -1287,10 +1287,10 @@ class Data:
         try:
             as_written = load_docs(path)
         except UnicodeDecodeError:
-            raise Problem(f'{path}: not a text in UTF-8') from None
+            raise Problem(f'{path}: not UTF-8 text') from None
         docs = [normal(doc) for doc in as_written]
         require(docs, f'{path}: no documents in it')
-        require('\0' not in ''.join(docs), f'{path}: a binary file, not a text')
+        require('\0' not in ''.join(docs), f'{path}: a binary file, not text')
         self.path = os.path.abspath(path)
         self.n_composed = sum(doc != old for doc, old in zip(docs, as_written))
         self.digest = hashlib.sha256('\n'.join(docs).encode()).hexdigest()
@@ -1318,7 +1318,7 @@ def find_names():
     except Exception as error:  # whatever a network does
         raise Problem(f'no input.txt, and no download ({error}): see --data') from None
     digest = hashlib.sha256(content).hexdigest()
-    require(digest == NAMES_SHA256, 'something else came in place of it: see --data')
+    require(digest == NAMES_SHA256, 'the download is not the expected file: see --data')
     replace_file('input.txt', content)
     return 'input.txt'
 
@@ -1346,7 +1346,7 @@ def check_documents(data, run):
         return
     is_meant = run.has_other_data or run.digest == SEVERAL
     require(is_meant, f'{data.path}: not the documents of this model: see --data')
-    say(f'{data.path}: not all that the model was trained on, so no held-out loss')
+    say(f'{data.path}: the model has seen other documents, too, so no held-out loss')
     data.held_out = []  # the model may have been trained on some of them
     if run.step < run.options.steps:
         run.digest = SEVERAL
@@ -1472,14 +1472,14 @@ def unpack(content):
     digest = content.partition(b'"sha256": "')[2][:64]
     unsigned = content.replace(digest, UNSIGNED, 1)
     is_whole = hashlib.sha256(unsigned).hexdigest().encode() == digest
-    require(is_whole, 'it is damaged, its SHA-256 is another')
+    require(is_whole, 'it is damaged: its SHA-256 does not match')
     start = 8 + struct.unpack('<Q', content[:8])[0]
     header = json.loads(content[8:start])
     metadata = header.pop('__metadata__')
     settings = json.loads(metadata['settings'])
     require(settings.keys() <= set(KEPT), 'it has settings that are unknown here')
     vocab = metadata['vocabulary'] + BOS
-    require(vocab[1:] and vocab == vocabulary([vocab[:-1]]), 'its vocabulary is odd')
+    require(vocab[1:] and vocab == vocabulary([vocab[:-1]]), 'its vocabulary is bad')
     documents = metadata.get('documents', '')
     run = Run(all_options(settings), vocab, random.Random(0), documents)
     require(header == entries(run.model), 'its tensors are not those of this model')
@@ -1502,7 +1502,7 @@ def load_checkpoint(path):
     with open(path, 'rb') as file:
         content = file.read(250)
         require(VERSION.encode() in content, f'{path}: not a checkpoint of {VERSION}')
-        content += file.read(2 * LARGEST)
+        content += file.read(min(2 * LARGEST, os.path.getsize(path)))
     try:
         run = unpack(content)
     except Exception as error:  # whatever somebody has written into it
@@ -1525,7 +1525,7 @@ def rehearse(run):
         try:
             copy = unpack(pack(run))
             pair = [gpt(r.model, 0, 0, new_cache(r.model)) for r in (run, copy)]
-            require(numbers(pair[0]) == numbers(pair[1]), 'another would come back')
+            require(numbers(pair[0]) == numbers(pair[1]), 'it would load as another')
         except Exception as error:
             raise Problem(f'--save: this model cannot be saved: {error!r}') from None
 
@@ -1549,7 +1549,8 @@ def check_files(options):
 def replace_file(path, content):
     """Write bytes to a file: it has all of them afterwards, or is as it was before."""
     path = os.path.realpath(path)
-    new = os.path.join(os.path.dirname(path), f'.microgpt-{time.time_ns()}')
+    name = f'.microgpt-{os.getpid()}-{time.time_ns()}'
+    new = os.path.join(os.path.dirname(path), name)
     try:
         with open(new, 'wb') as file:
             file.write(content)
@@ -1569,7 +1570,7 @@ def stamp_of(path):
         status = os.stat(path)
     except FileNotFoundError:
         return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
+    return status.st_mtime_ns, status.st_size
 
 
 def save(run, path):
@@ -1588,8 +1589,9 @@ def save(run, path):
 def save_anyhow(run):
     """Save a run, if need be elsewhere, and say where. Is it where it should be?"""
     wanted = run.options.save
-    home = os.path.expanduser(f'~/microgpt-{os.getpid()}.safetensors')
-    for path in (wanted, f'{wanted}-{os.getpid()}', home):
+    now = time.strftime('%Y-%m-%d-%H%M%S')
+    home = os.path.expanduser(f'~/microgpt-{now}.safetensors')
+    for path in (wanted, f'{wanted}-{now}', home):
         if save(run, path):
             break
     else:
@@ -1642,7 +1644,7 @@ def noted_signals():
     is_main = threading.current_thread() is threading.main_thread()  # others may not
     handlers = {}
     for number in STOPS if is_main else ():
-        if signal.getsignal(number) != signal.SIG_IGN:  # as it is under nohup
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):  # as under nohup
             handlers[number] = signal.signal(number, note)
     try:
         yield received
@@ -1838,7 +1840,7 @@ class Progress:
         """Take in a step; at each tenth of the run, say how things are."""
         run, step, steps = self.run, self.run.step, self.run.options.steps
         self.recent.extend(zip(losses, [len(tokens) - 1 for tokens in batch]))
-        if (step - self.first) % -(-(steps - self.first) // 48) == 0:
+        if (step - self.first) % -(-(steps - self.first) // 48) == 0 or step == steps:
             self.curve.append(mean_loss(self.recent))
         if step == self.first + 1 or 10 * step // steps > 10 * (step - 1) // steps:
             check_sound(step, numbers(run.params))

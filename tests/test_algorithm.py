@@ -37,9 +37,6 @@ def test_parameters_gradients_losses_and_names_are_those_of_the_reference(name):
     assert names == reference['samples']
 
 
-# ---- Part I alone ------------------------------------------------------------
-
-
 def test_part_1_alone_trains_writes_and_gives_its_model_back(capsys):
     alone = types.ModuleType('part_1')
     exec(part_1(), alone.__dict__)

@@ -119,7 +119,8 @@ def test_a_killed_process_ends_all_and_the_model_is_saved(victim, moment, tmp_pa
     while not (pids := workers_of(process)):
         assert process.poll() is None
     state = Path(f'/proc/{pids[0]}/status').read_text()
-    assert int(re.search(r'SigBlk:\s*(\w+)', state)[1], 16) & 0x4003 == 0x4003  # 1, 2, 15
+    blocked = int(re.search(r'SigBlk:\s*(\w+)', state)[1], 16)
+    assert blocked & 0x4003 == 0x4003  # the signals 1, 2 and 15
     targets = {'a worker': pids[0], 'the parent': process.pid}
     os.kill(targets.get(victim, -process.pid), number)
     stdout, stderr = process.communicate(timeout=60)  # workers, too, hold these open
@@ -177,7 +178,7 @@ def test_output_that_cannot_be_written_costs_nothing_else(script, checkpoint):
 
 
 RESCUES = {  # what happens to the file of a run meanwhile, and what is said of it
-    'is taken': (lambda path: path.write_text('other'), 'another program has changed it'),
+    'is taken': (lambda path: path.write_text('other'), 'another program has'),
     'vanishes': (lambda path: shutil.rmtree(path.parent, True), 'No such file'),
 }
 

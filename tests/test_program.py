@@ -117,7 +117,7 @@ def test_input_txt_is_found_or_downloaded_whole(tmp_path, monkeypatch, cli):
     command = ['--steps', 0, '--samples', 0]
     refused(cli(*command), 'no input.txt, and no download', '--data')
     served.write_text('a\nb\nc\n')
-    refused(cli(*command), 'something else came in place of it', '--data')
+    refused(cli(*command), 'not the expected file', '--data')
     assert not here.exists()
     digest = microgpt.hashlib.sha256(served.read_bytes()).hexdigest()
     monkeypatch.setattr(microgpt, 'NAMES_SHA256', digest)
@@ -145,7 +145,7 @@ UNUSABLE = {
 }
 BAD_OPTIONS = {
     '--data blank': 'blank: no documents',
-    '--data latin': 'latin: not a text in UTF-8',
+    '--data latin': 'latin: not UTF-8 text',
     '--data binary': 'binary: a binary file',
     '--n-layer 0': '--n-layer must be from 1',
     '--n-embd 10': '--n-head must divide --n-embd',
@@ -163,7 +163,7 @@ BAD_OPTIONS = {
     '--step 5': 'unrecognized arguments: --step',
     '--prompt abcdefghijklmnopq': '--prompt is longer than names may be',
     '--save-every 5': '--save-every needs --save',
-    '--min-length 5 --max-length 3': '--min-length is above',
+    '--min-length 5 --max-length 3': '--min-length is longer',
     '--save=': "--save cannot be ''",
     '--load=': 'No such file',
     '--save same --log same': 'the same file twice',
