@@ -1224,7 +1224,8 @@ def go_on(run, given):
     """Give a loaded run the options that are given; a Problem if they do not fit it."""
     saved = run.options
     run.options = all_options({**vars(saved), **given})
-    for name in ('val_fraction', *Config._fields):
+    counted = ['batch_size'] if 'epochs' in given else []  # epochs are, in steps
+    for name in ('val_fraction', *Config._fields, *counted):
         kept = getattr(saved, name)
         for_good = f'{flag(name)} is fixed at {kept} in {run.options.load}'
         require(getattr(run.options, name) == kept, for_good)
@@ -1313,8 +1314,7 @@ def find_names():
 
     say(f'no input.txt: downloading {NAMES_URL}')
     try:
-        with urlopen(NAMES_URL, timeout=20) as answer:
-            content = answer.read()
+        content = urlopen(NAMES_URL, timeout=20).read()
     except Exception as error:  # whatever a network does
         raise Problem(f'no input.txt, and no download ({error}): see --data') from None
     digest = hashlib.sha256(content).hexdigest()
@@ -1546,18 +1546,20 @@ def check_files(options):
     require(is_free, f'{options.save}: is there already: {advice}')
 
 
-def replace_file(path, content):
-    """Write bytes to a file: it has all of them afterwards, or is as it was before."""
+def replace_file(path, content, stamp=None):
+    """Write bytes to a file that is new or has this stamp: all of them, or none."""
     path = os.path.realpath(path)
-    name = f'.microgpt-{os.getpid()}-{time.time_ns()}'
-    new = os.path.join(os.path.dirname(path), name)
+    new = os.path.join(os.path.dirname(path), f'.gpt-{os.getpid()}-{time.time_ns()}')
     try:
         with open(new, 'wb') as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        if os.path.exists(path):
-            os.chmod(new, os.stat(path).st_mode)
+        if stamp_of(path) is None:
+            open(path, 'xb').close()  # of two runs, only one can do this
+        elif stamp_of(path) != stamp:
+            raise OSError(0, 'another program has changed it')
+        os.chmod(new, os.stat(path).st_mode)
         os.replace(new, path)
     finally:
         with contextlib.suppress(OSError):  # all went well, or it was never made
@@ -1576,9 +1578,7 @@ def stamp_of(path):
 def save(run, path):
     """Save a run in a file that is new or its own, or say why not. Did it work?"""
     try:
-        if stamp_of(path) not in (None, run.stamp):
-            raise OSError(0, 'another program has changed it')
-        replace_file(path, pack(run))
+        replace_file(path, pack(run), run.stamp)
         run.stamp = stamp_of(path)
     except OSError as error:
         say(f'microgpt: {path}: not saved: {error.strerror}')
@@ -1589,7 +1589,7 @@ def save(run, path):
 def save_anyhow(run):
     """Save a run, if need be elsewhere, and say where. Is it where it should be?"""
     wanted = run.options.save
-    now = time.strftime('%Y-%m-%d-%H%M%S')
+    now = time.strftime(f'%Y-%m-%d-%H%M%S-{os.getpid()}')
     home = os.path.expanduser(f'~/microgpt-{now}.safetensors')
     for path in (wanted, f'{wanted}-{now}', home):
         if save(run, path):

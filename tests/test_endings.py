@@ -177,21 +177,23 @@ def test_output_that_cannot_be_written_costs_nothing_else(script, checkpoint):
     assert set(os.listdir(model.parent)) <= {'model', 'log', 'status'}
 
 
-RESCUES = {  # what happens to the file of a run meanwhile, and what is said of it
-    'is taken': (lambda path: path.write_text('other'), 'another program has'),
-    'vanishes': (lambda path: shutil.rmtree(path.parent, True), 'No such file'),
+RESCUES = {  # before a call of what, what happens to the file, and what is said
+    'is taken': ('Progress.note', lambda path: path.write_text('a'), 'another program'),
+    'is taken meanwhile': ('os.fsync', lambda path: path.write_text('a'), 'another'),
+    'is gone': ('Progress.note', lambda path: shutil.rmtree(path.parent, 1), 'No such'),
 }
 
 
 @pytest.mark.parametrize('name', RESCUES)
 def test_a_model_without_a_place_is_saved_elsewhere(name, tmp_path, monkeypatch, cli):
-    action, words = RESCUES[name]
+    call, action, words = RESCUES[name]
+    owner, function = call.split('.')
     path = tmp_path / 'folder' / 'model.bin'
     path.parent.mkdir()
     monkeypatch.setenv('HOME', str(tmp_path))
-    before(monkeypatch, microgpt.Progress, 'note', lambda: action(path))
+    before(monkeypatch, getattr(microgpt, owner), function, lambda: action(path))
     result = cli(*TINY, '--save', path)
     saved = re.search('saved as (.*?);', result.stderr)[1]
     assert result.returncode == 1 and f'{path}: not saved: {words}' in result.stderr
     assert load_checkpoint(saved).step == 12 and saved != str(path)
-    assert not path.exists() or path.read_text() == 'other'
+    assert not path.exists() or path.read_text() == 'a'

@@ -57,9 +57,6 @@ def values(written):
     return [Value(float(text)) for text in written]
 
 
-# ---- worked examples ---------------------------------------------------------
-
-
 def test_the_example_of_tokens_is_right():
     vocab = microgpt.vocabulary(['abcdefghijklmnopqrstuvwxyz'])
     lines = example('tokens    BOS')
