@@ -1021,7 +1021,7 @@ if 'get_ipython' in globals():  # which only notebooks and IPython define
 #
 # ## 14. The whole program
 #
-# First the story; then a chapter for each of its lines, in the same order.
+# First the story; then its parts, in nearly the same order.
 
 # %%
 # ruff: noqa: B018, E402, SIM115 - examples are expressions, a log stays open
