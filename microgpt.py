@@ -453,7 +453,7 @@ class Config(NamedTuple):
     n_embd: int = 16  # numbers in an embedding, and in x
     n_head: int = 4  # heads of attention; n_embd is a multiple of it
     block_size: int = 16  # positions; documents of 16 letters or more lose their end
-    # All four: taste. More of the first two can make a better model, and a slower one.
+    # All four: taste. More of the first two cost time, and can be better.
 
 
 def gpt(model, token, position, cache):
@@ -1260,9 +1260,8 @@ def check_value(name, value):
     """A Problem if an option cannot have this value."""
     row = OPTIONS[name]
     kind = {normal: str, float: (float, int)}.get(row.type, row.type)
-    is_bad_name = row.type is str and (not value or b'\0' in os.fsencode(value))
-    good = isinstance(value, kind) and not is_bad_name
-    require(good, f'{flag(name)} cannot be {value!r}')
+    is_bad = row.type is str and (not value or b'\0' in os.fsencode(value))
+    require(isinstance(value, kind) and not is_bad, f'{flag(name)} cannot be {value!r}')
     if row.type in (int, float):
         limits = f'{flag(name)} must be from {row.low} to {row.high}, not {value}'
         require(row.low <= value <= row.high, limits)
@@ -1364,7 +1363,8 @@ def describe(data, block_size):
 def check_characters(text, vocab, where):
     """A Problem that names the characters of a text that are not in the vocabulary."""
     unknown = ''.join(sorted(set(text) - set(vocab[:-1])))
-    there = f'not in the vocabulary of the model, which is {vocab[:-1]:.60}'
+    known = f'{len(vocab) - 1} characters, {visible(vocab[0])} to {visible(vocab[-2])}'
+    there = f'not in the vocabulary of the model, which has {known}'
     require(not unknown, f'{where}: {unknown[:40]!r} is {there}')
 
 

@@ -186,7 +186,7 @@ COMMANDS = {  # beside a model, a link to it, and other files: status, what is s
     '--save empty': (2, 'empty: is there already'),
     '--log text': (2, 'text: not a log of microgpt'),
     '--load text': (2, 'text: not a checkpoint of microgpt 1'),
-    '--load model --data text': (2, "text: 'Zë' is not in the vocabulary .* abc"),
+    '--load model --data text': (2, "text: 'Zë' is not in the vocabulary .* a to z"),
     '--load model --epochs 9 --batch-size 2': (2, '--batch-size is fixed at 1 in'),
     '--load model --n-layer 2': (2, '--n-layer is fixed at 1 in model'),
     '--load model --val-fraction 0': (2, '--val-fraction is fixed at 0.1 in model'),
