@@ -1194,8 +1194,7 @@ class Parser(argparse.ArgumentParser):
 def option_parser():
     """The parser of all options; what is not given will be None."""
     example = 'example: python3 microgpt.py --steps 2000 --save names.safetensors'
-    usage = 'python3 microgpt.py [options]'
-    parser = Parser(prog='microgpt', usage=usage, epilog=example, allow_abbrev=False)
+    parser = Parser(usage='microgpt.py [options]', epilog=example, allow_abbrev=False)
     titles = dict.fromkeys(row.group for row in OPTIONS.values())
     groups = {title: parser.add_argument_group(title) for title in titles}
     for name, row in OPTIONS.items():
@@ -1521,11 +1520,12 @@ def rehearse(run):
     if options.inspect is not None:
         check_characters(options.inspect, run.vocab, '--inspect')
         list(picture(run, options.inspect))
+    logits = numbers(gpt(run.model, 0, 0, new_cache(run.model)))  # or its own error
     if options.save:
         try:
-            copy = unpack(pack(run))
-            pair = [gpt(r.model, 0, 0, new_cache(r.model)) for r in (run, copy)]
-            require(numbers(pair[0]) == numbers(pair[1]), 'it would load as another')
+            copy = unpack(pack(run)).model
+            same = numbers(gpt(copy, 0, 0, new_cache(copy))) == logits
+            require(same, 'it would load as another')
         except Exception as error:
             raise Problem(f'--save: this model cannot be saved: {error!r}') from None
 

@@ -29,6 +29,7 @@ CHANGES = {  # pieces of Part I, and what stands in their place
         ("    assert lengths == [position] * len(model['layers']), problem\n", ''),
     ],
     'a secret': [(HIDDEN, f'{HIDDEN}    hidden[0] = hidden[0] + id(layer) % 999\n')],
+    'a bug': [(HIDDEN, f'{HIDDEN}    hidden.index(None)\n')],
     'descent': [(OPTIMIZER, DESCENT)],
     'descent that clears': [(OPTIMIZER, DESCENT + '; p.grad = 0.0')],
 }
@@ -72,6 +73,11 @@ def test_what_a_file_could_not_bring_back_is_refused_before_training(
     result = changed(name, *TINY, '--save', tmp_path / 'model')
     refused(result, '--save: this model cannot be saved', REFUSED[name])
     assert 'mean loss' not in result.stderr and list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_ones_own_is_not_taken_for_one_in_training(changed):
+    with pytest.raises(ValueError, match='None is not in list'):
+        changed('a bug', *TINY)
 
 
 def test_a_model_is_not_loaded_into_a_changed_program(checkpoint, changed):

@@ -173,8 +173,6 @@ def test_odd_contents_of_a_checkpoint_are_refused(name, tmp_path, cli):
     refused(cli('--load', path), str(path))
 
 
-# ---- only what is ours is replaced -------------------------------------------
-
 COMMANDS = {  # beside a model, a link to it, and other files: status, what is said
     '--load model': (0, '^vocab size: 27\nnum params: 432\n$'),
     '--load model --steps 9': (0, 'model is at step 12 already: nothing to train'),

@@ -190,9 +190,6 @@ def test_every_chapter_ends_with_an_expression_and_its_result():
     assert max(map(chapters.count, chapters)) <= 2
 
 
-# ---- the notebook ------------------------------------------------------------
-
-
 def test_the_file_is_a_notebook_whose_prose_is_markdown_in_numbered_chapters():
     for kind, body in cells():
         comments = [line.startswith('#') for line in body.strip().splitlines()]
