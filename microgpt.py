@@ -1520,7 +1520,7 @@ def rehearse(run):
     if options.inspect is not None:
         check_characters(options.inspect, run.vocab, '--inspect')
         list(picture(run, options.inspect))
-    logits = numbers(gpt(run.model, 0, 0, new_cache(run.model)))  # or its own error
+    logits = numbers(gpt(run.model, 0, 0, new_cache(run.model)))  # may fail: now
     if options.save:
         try:
             copy = unpack(pack(run)).model
