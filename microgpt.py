@@ -1041,7 +1041,6 @@ import struct
 import sys
 import threading
 import time
-import traceback
 import unicodedata
 from collections import deque
 
@@ -1728,17 +1727,16 @@ def shared_gradients(pipes, run, batch, signals):
     order = sorted(range(len(batch)), key=lambda i: len(batch[i]))
     shares = {pipe: order[i :: len(pipes)] for i, pipe in enumerate(pipes)}
     results = {}
-    try:
+    with contextlib.suppress(EOFError, OSError):  # of a pipe without a worker
         for pipe, share in shares.items():
             pipe.send((data, [batch[i] for i in share]))
         while len(results) < len(batch):
             for pipe in multiprocessing.connection.wait(pipes, timeout=0.2):
                 results.update(zip(shares[pipe], pipe.recv()))
             stop_if_asked(signals, run)
-    except (EOFError, OSError):
-        stop_if_asked(signals, run)
-        raise Problem('a worker process has died', 1) from None
-    return [results[i] for i in range(len(batch))]
+        return [results[i] for i in range(len(batch))]
+    stop_if_asked(signals, run)
+    raise Problem('a worker process has died', 1)
 
 
 def forward(run, batch, pipes, signals):
@@ -1800,8 +1798,9 @@ def train_and_save(run, data, progress):
                 train(run, data.train, progress, log, signals)
         except Diverged:
             raise
+        except MemoryError:  # we keep none, for its traceback holds all the memory
+            ending = Problem('out of memory', 1)
         except Exception as error:  # whatever it is, the model comes first
-            traceback.clear_frames(error.__traceback__)  # they may hold all memory
             ending = error
         finally:
             Value.tape.clear()
