@@ -1549,20 +1549,22 @@ def replace_file(path, content, stamp=None):
     """Write bytes to a file that is new or has this stamp: all of them, or none."""
     path = os.path.realpath(path)
     new = os.path.join(os.path.dirname(path), f'.gpt-{os.getpid()}-{time.time_ns()}')
+    claim = f'{path}-{stamp and stamp[0]}'  # to what it was at that time
     try:
         with open(new, 'wb') as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        if stamp_of(path) is None:
-            open(path, 'xb').close()  # of two runs, only one can do this
-        elif stamp_of(path) != stamp:
+        open(claim, 'xb').close()  # of two runs, only one can do this
+        if stamp_of(path) not in (None, stamp):
             raise OSError(0, 'another program has changed it')
-        os.chmod(new, os.stat(path).st_mode)
+        if os.path.exists(path):
+            os.chmod(new, os.stat(path).st_mode)
         os.replace(new, path)
     finally:
-        with contextlib.suppress(OSError):  # all went well, or it was never made
-            os.remove(new)
+        for name in (new, claim):
+            with contextlib.suppress(OSError):  # it is gone, or was never made
+                os.remove(name)
 
 
 def stamp_of(path):
@@ -2070,11 +2072,10 @@ def mermaid(value, **names):
 # sure.
 
 # %%
-def restrict(probabilities, top_k, top_p):
-    """The tokens that may be drawn, in ascending order."""
-    tokens = range(len(probabilities))
-    kept = sorted(tokens, key=lambda token: -probabilities[token])[: top_k or None]
-    sums = list(itertools.accumulate(probabilities[token] for token in kept))
+def restrict(p, top_k, top_p):
+    """The tokens that may be drawn, in ascending order; p: their probabilities."""
+    kept = sorted(range(len(p)), key=lambda token: -p[token])[: top_k or None]
+    sums = list(itertools.accumulate(p[token] for token in kept))
     enough = sum(reached < top_p * sums[-1] for reached in sums) + 1
     return sorted(kept[:enough])
 
