@@ -1222,7 +1222,7 @@ def go_on(run, given):
     """Give a loaded run the options that are given; a Problem if they do not fit it."""
     saved = run.options
     run.options = all_options({**vars(saved), **given})
-    counted = ['batch_size'] if 'epochs' in given else []  # epochs are, in steps
+    counted = ['batch_size'] if 'epochs' in given else []  # turns epochs into steps
     for name in ('val_fraction', *Config._fields, *counted):
         kept = getattr(saved, name)
         for_good = f'{flag(name)} is fixed at {kept} in {run.options.load}'
@@ -1519,7 +1519,7 @@ def rehearse(run):
     if options.inspect is not None:
         check_characters(options.inspect, run.vocab, '--inspect')
         list(picture(run, options.inspect))
-    logits = numbers(gpt(run.model, 0, 0, new_cache(run.model)))  # may fail: now
+    logits = numbers(gpt(run.model, 0, 0, new_cache(run.model)))  # fails, if ever, now
     if options.save:
         try:
             copy = unpack(pack(run)).model
@@ -1549,7 +1549,7 @@ def replace_file(path, content, stamp=None):
     """Write bytes to a file that is new or has this stamp: all of them, or none."""
     path = os.path.realpath(path)
     new = os.path.join(os.path.dirname(path), f'.gpt-{os.getpid()}-{time.time_ns()}')
-    claim = f'{path}-{stamp and stamp[0]}'  # to what it was at that time
+    claim = os.path.join(os.path.dirname(path), f'.gpt-{os.path.basename(path)[:60]}')
     try:
         with open(new, 'wb') as file:
             file.write(content)

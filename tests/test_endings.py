@@ -180,7 +180,7 @@ def test_output_that_cannot_be_written_costs_nothing_else(script, checkpoint):
 RESCUES = {  # before a call of what, what happens to the file, and what is said
     'is taken': ('Progress.note', lambda path: path.write_text('a'), 'another program'),
     'is taken meanwhile': ('os.fsync', lambda path: path.write_text('a'), 'another'),
-    'is claimed': ('os.fsync', lambda path: Path(f'{path}-None').touch(), 'File ex'),
+    'claimed': ('os.fsync', lambda p: p.with_name('.gpt-model.bin').touch(), 'File'),
     'is gone': ('Progress.note', lambda path: shutil.rmtree(path.parent, 1), 'No such'),
 }
 
